@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""A netlink library for Twisted: codec, port and generic netlink."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The messages between an interceptor and the daemon, and their transports."""

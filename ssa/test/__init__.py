@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Tests; run them with C{trial ssa.test}."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""TLS itself: contexts, identity checks and handshakes, on pyOpenSSL."""
