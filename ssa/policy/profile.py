@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""
+The policy in force, as data: what the administrator's file says about one connection of one program.
+
+The defaults here are the policy of a machine without any file; C{conf/ssa.conf} shows the same values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = [
+    "TLS_1_2",
+    "TLS_1_3",
+    "VERSION_NAMES",
+    "Caller",
+    "Limits",
+    "Policy",
+    "Profile",
+]
+
+TLS_1_2 = 0x0303
+TLS_1_3 = 0x0304
+
+VERSION_NAMES: dict[int, str] = {TLS_1_2: "TLSv1.2", TLS_1_3: "TLSv1.3"}
+"""Protocol numbers (RFC 8446, section 4.2.1) to the names that OpenSSL's configuration and C{ssa.conf} use."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    The bounds of everything that programs and peers can make the daemon hold.
+
+    Every value is a count, at least 1, except where it says so.
+
+    @ivar maxSockets: TLS sockets of all programs together.
+    @ivar maxSocketsPerUser: TLS sockets of one user; root is bound by C{maxSockets} only.
+    @ivar maxHandshakes: handshakes in flight, clients and servers of all programs.
+    @ivar maxHandshakesPerProgram: handshakes in flight of one process.
+    @ivar maxPendingEvents: events of one interceptor that wait for an answer.
+    @ivar maxInterceptors: supervisors connected to the daemon's socket at one time.
+    @ivar maxAcceptQueue: finished connections of one listener that the program has not accepted.
+    @ivar maxRelayBuffers: buffers of 256 KiB that all relays may hold at one time.
+    @ivar maxRelayBuffersPerUser: the same, for the relays of one user; root is bound by C{maxRelayBuffers} only.
+    @ivar maxAddresses: addresses of one name that connect tries.
+    @ivar maxCachedContexts: prepared TLS contexts that are kept for the next connection.
+    """
+
+    maxSockets: int = 65536
+    maxSocketsPerUser: int = 16384
+    maxHandshakes: int = 4096
+    maxHandshakesPerProgram: int = 1024
+    maxPendingEvents: int = 4096
+    maxInterceptors: int = 512
+    maxAcceptQueue: int = 128
+    maxRelayBuffers: int = 2048
+    maxRelayBuffersPerUser: int = 1024
+    maxAddresses: int = 16
+    maxCachedContexts: int = 64
+
+
+DEFAULT_CIPHERS = ":".join(
+    (
+        "ECDHE-ECDSA-AES128-GCM-SHA256",
+        "ECDHE-RSA-AES128-GCM-SHA256",
+        "ECDHE-ECDSA-AES256-GCM-SHA384",
+        "ECDHE-RSA-AES256-GCM-SHA384",
+        "ECDHE-ECDSA-CHACHA20-POLY1305",
+        "ECDHE-RSA-CHACHA20-POLY1305",
+    )
+)
+"""TLS 1.2: authenticated encryption with forward secrecy and nothing else, RFC 9325 section 4.2."""
+
+DEFAULT_SUITES = ":".join(
+    (
+        "TLS_AES_128_GCM_SHA256",
+        "TLS_AES_256_GCM_SHA384",
+        "TLS_CHACHA20_POLY1305_SHA256",
+    )
+)
+"""TLS 1.3, RFC 8446 appendix B.4; AES-128 first, which costs the least and is as safe here as the others."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """
+    How one program's connections to one destination, or one listener, do TLS.
+
+    @ivar minProtocol: the lowest TLS version, C{0x0303} or C{0x0304}.
+    @ivar maxProtocol: the highest TLS version, not below C{minProtocol}.
+    @ivar cipherList: the TLS 1.2 ciphers, in OpenSSL's format, ciphers(1).
+    @ivar cipherSuites: the TLS 1.3 suites, separated by colons.
+    @ivar groups: the key exchange groups, separated by colons; "" for OpenSSL's own choice, which begins with the
+        post-quantum hybrid where it has one.
+    @ivar trustStore: path of a PEM file or of a directory of PEM files; "" for the system's store.
+    @ivar appCustomValidation: whether a program may replace the trust store (TLS_TRUSTED_PEER_CERTIFICATES).
+    @ivar certVerificationDepth: the most intermediate certificates between the peer's and a trusted one.
+    @ivar handshakeTimeout: seconds from the established TCP connection, or its attempt, to the end of the handshake.
+    @ivar resolveTimeout: seconds that the resolution of a name may take.
+    @ivar connectTimeout: seconds that TCP may take to connect; 0 leaves it to the kernel (tcp_syn_retries).
+    @ivar truncation: C{"error"}: a connection that ends without close_notify is an error (ECONNRESET);
+        C{"allow"}: it is an end of file.
+    @ivar certificates: the server's default certificates, pairs of the paths of a PEM chain and of its key.
+    @ivar limits: the daemon's bounds.
+    """
+
+    minProtocol: int = TLS_1_2
+    maxProtocol: int = TLS_1_3
+    cipherList: str = DEFAULT_CIPHERS
+    cipherSuites: str = DEFAULT_SUITES
+    groups: str = ""
+    trustStore: str = ""
+    appCustomValidation: bool = True
+    certVerificationDepth: int = 10
+    handshakeTimeout: float = 30.0
+    resolveTimeout: float = 15.0
+    connectTimeout: float = 0.0
+    truncation: str = "error"
+    certificates: tuple[tuple[str, str], ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """
+    Who makes a call, as the interceptor saw it.
+
+    @ivar uid: the effective user.
+    @ivar pid: the process, in the interceptor's pid namespace; 0 if unknown.
+    @ivar comm: the name of the thread, at most 15 bytes, set by the program itself: for logs only.
+    @ivar executable: the path of the executable in the program's mount namespace; "" if unknown.
+    """
+
+    uid: int
+    pid: int = 0
+    comm: str = ""
+    executable: str = ""
+
+
+class Policy:
+    """
+    The administrator's whole policy.
+
+    @ivar default: what applies where nothing more particular does.
+    @ivar origins: for each key of the file that was set, the file and the line (from 1) that set it.
+    """
+
+    def __init__(self, default: Profile | None = None, origins: dict[str, tuple[str, int]] | None = None) -> None:
+        """
+        @param default: the profile for everything; L{None} for the built-in one.
+        @param origins: where its values come from; L{None} if nowhere but the defaults.
+        """
+        self.default = default if default is not None else Profile()
+        self.origins: dict[str, tuple[str, int]] = dict(origins) if origins is not None else {}
+
+    def profileFor(self, who: Caller, destination: str | None, port: int) -> Profile:
+        """
+        Find the profile for a socket.
+
+        @param who: the program.
+        @param destination: the name or address that the program connects to; L{None} for a listener.
+        @param port: the port that it connects to or listens on.
+        @return: the profile; this version has one for all.
+        """
+        return self.default
