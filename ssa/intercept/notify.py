@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: MIT
+"""
+Seccomp user notifications: what a program's stopped system call looks like, and the answers to it.
+
+See seccomp_unotify(2).  Of the two ways to be wrong about a stopped caller, both are closed here: its memory is read once
+into a copy of ours, and the notification is checked to be alive *after* each look at the caller (its pid may be
+another's by then).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import EBADF, EFAULT, ENOENT, ESRCH
+
+from ssa.intercept import linux
+
+_RECEIVE = 0xC0502100  # SECCOMP_IOCTL_NOTIF_RECV
+_SEND = 0xC0182101  # SECCOMP_IOCTL_NOTIF_SEND
+_ID_VALID = 0x40082102  # SECCOMP_IOCTL_NOTIF_ID_VALID
+_ADD_DESCRIPTOR = 0x40182103  # SECCOMP_IOCTL_NOTIF_ADDFD
+_SET_FLAGS = 0x40082104  # SECCOMP_IOCTL_NOTIF_SET_FLAGS
+_SYNC_WAKE_UP = 1
+_CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
+_ADDFD_SEND = 2  # SECCOMP_ADDFD_FLAG_SEND
+
+_NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif
+_RESPONSE = struct.Struct("=QqiI")  # struct seccomp_notif_resp
+_ADDITION = struct.Struct("=QIIII")  # struct seccomp_notif_addfd
+_ID = struct.Struct("=Q")
+
+
+class Gone(Exception):
+    """The call was interrupted by a signal, or its thread has ended: nobody waits for an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """
+    One stopped system call.
+
+    @ivar id: its number, unique for the listener.
+    @ivar pid: the *thread* that made it, in the supervisor's pid namespace.
+    @ivar number: the system call.
+    @ivar arguments: the six registers, 64 bits each.
+    """
+
+    id: int
+    pid: int
+    number: int
+    arguments: tuple[int, int, int, int, int, int]
+
+    def integer(self, index: int) -> int:
+        """An argument of C type C{int}."""
+        value = self.arguments[index] & 0xFFFFFFFF
+        return value - (1 << 32) if value & 0x80000000 else value
+
+
+class NotificationListener:
+    """
+    The supervisor's end of a seccomp filter.
+
+    @ivar fd: the descriptor, owned by this object.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._buffer = bytearray(_NOTIFICATION.size)
+        self._response = bytearray(_RESPONSE.size)
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        try:
+            fcntl.ioctl(fd, _SET_FLAGS, _SYNC_WAKE_UP)
+        except OSError:  # Linux before 6.6 has no such request: calls cost some microseconds more
+            pass
+
+    def receive(self) -> Notification | None:
+        """
+        The next stopped call; never blocks.
+
+        @return: L{None} where there is none, or it was interrupted before it could be received.
+        @raise EOFError: no process is left under the filter.
+        """
+        events = self._poll.poll(0)
+        if not events:
+            return None
+        if not events[0][1] & select.POLLIN:
+            raise EOFError("no process is left under the filter")
+        self._buffer[:] = bytes(_NOTIFICATION.size)
+        try:
+            fcntl.ioctl(self.fd, _RECEIVE, self._buffer, True)
+        except OSError as error:
+            if error.errno == ENOENT:
+                return None
+            raise
+        id, pid, _flags, number, _arch, _ip, *arguments = _NOTIFICATION.unpack(self._buffer)
+        a, b, c, d, e, f = arguments
+        return Notification(id, pid, number, (a, b, c, d, e, f))
+
+    def _send(self, id: int, value: int, error: int, flags: int) -> None:
+        _RESPONSE.pack_into(self._response, 0, id, value, -error, flags)
+        try:
+            fcntl.ioctl(self.fd, _SEND, self._response, True)
+        except OSError as problem:
+            if problem.errno == ENOENT:
+                raise Gone from problem
+            raise
+
+    def succeed(self, call: Notification, value: int = 0) -> None:
+        """
+        End the call with a value.
+
+        @raise Gone: nobody waits for it any more.
+        """
+        self._send(call.id, value, 0, 0)
+
+    def fail(self, call: Notification, error: int) -> None:
+        """
+        End the call with an errno.
+
+        @raise Gone: nobody waits for it any more.
+        """
+        self._send(call.id, 0, error, 0)
+
+    def proceed(self, call: Notification) -> None:
+        """
+        Let the kernel carry the call out, as if there were no filter.
+
+        The kernel reads the arguments anew: this is only for calls on descriptors that are no TLS sockets.
+
+        @raise Gone: nobody waits for it any more.
+        """
+        self._send(call.id, 0, 0, _CONTINUE)
+
+    def giveDescriptor(self, call: Notification, fd: int, closeOnExec: bool) -> int:
+        """
+        Put a descriptor in the caller's table and end the call with its number, as one step.
+
+        @return: the number.
+        @raise Gone: nobody waits for it any more; nothing was put anywhere.
+        @raise OSError: EMFILE: the caller has no number left; the call still waits for its answer.
+        """
+        request = _ADDITION.pack(call.id, _ADDFD_SEND, fd, 0, os.O_CLOEXEC if closeOnExec else 0)
+        try:
+            return fcntl.ioctl(self.fd, _ADD_DESCRIPTOR, request)
+        except OSError as error:
+            if error.errno == ENOENT:
+                raise Gone from error
+            raise
+
+    def isAlive(self, call: Notification) -> bool:
+        """Whether the caller is still stopped in this call, and so its pid still its own."""
+        try:
+            fcntl.ioctl(self.fd, _ID_VALID, _ID.pack(call.id))
+        except OSError:
+            return False
+        return True
+
+    def read(self, call: Notification, address: int, size: int) -> bytes:
+        """
+        Copy the caller's memory.
+
+        @raise Gone: the caller is no longer there.
+        @raise OSError: EFAULT: not all of it is there.
+        """
+        try:
+            data = linux.readMemory(call.pid, address, size)
+        except OSError as error:
+            self.check(call)
+            if error.errno == EFAULT:
+                raise OSError(EFAULT, os.strerror(EFAULT)) from error
+            raise
+        self.check(call)
+        if len(data) != size:
+            raise OSError(EFAULT, os.strerror(EFAULT))
+        return data
+
+    def write(self, call: Notification, address: int, data: bytes) -> None:
+        """
+        Write to the caller's memory.
+
+        @raise Gone: the caller is no longer there.
+        @raise OSError: EFAULT: not all of it could be written.
+        """
+        self.check(call)
+        if linux.writeMemory(call.pid, address, data) != len(data):
+            raise OSError(EFAULT, os.strerror(EFAULT))
+
+    def check(self, call: Notification) -> None:
+        """
+        Make sure that the caller is still stopped in this call.
+
+        @raise Gone: it is not.
+        """
+        if not self.isAlive(call):
+            raise Gone
+
+    def socketInode(self, call: Notification, fd: int) -> int | None:
+        """
+        The inode number of a socket in the caller's table (proc(5)), cheaper than the socket itself.
+
+        @return: L{None}: no socket has that number.
+        """
+        try:
+            link = os.readlink(f"/proc/{call.pid}/fd/{fd}")
+        except OSError:
+            return None
+        if link.startswith("socket:["):
+            return int(link[8:-1])
+        return None
+
+    def socketOf(self, call: Notification, fd: int) -> socket.socket | None:
+        """
+        A duplicate of a socket in the caller's table.
+
+        @return: L{None}: there is no such socket (any more).
+        @raise Gone: the caller is no longer there.
+        @raise OSError: EPERM and the like: no right to look (see C{ssa doctor}).
+        """
+        return duplicateSocket(call.pid, fd, lambda: self.check(call))
+
+    def close(self) -> None:
+        """Close the descriptor: waiting callers get ENOSYS."""
+        os.close(self.fd)
+
+
+def _unchecked() -> None:
+    """For a look that needs no check afterwards."""
+
+
+def duplicateSocket(pid: int, fd: int, check: Callable[[], None] = _unchecked) -> socket.socket | None:
+    """
+    A duplicate of another process's socket.
+
+    @param check: called after the look; raises where the pid may be another's by then.
+    @return: L{None}: there is no such process, or the number is no socket.
+    """
+    try:
+        pidfd = linux.openThread(pid)
+    except OSError:
+        check()
+        return None
+    try:
+        copy = linux.getDescriptor(pidfd, fd)
+    except OSError as error:
+        check()
+        if error.errno in (EBADF, ESRCH):
+            return None
+        raise
+    finally:
+        os.close(pidfd)
+    try:
+        check()
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        return None
+    except BaseException:
+        os.close(copy)
+        raise
