@@ -19,6 +19,7 @@ __all__ = [
     "LONGEST_REASON",
     "Cause",
     "SSAError",
+    "alertOf",
     "causeOfOpenSSL",
     "causeOfSystemError",
     "causeOfVerifyCode",

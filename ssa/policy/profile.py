@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 __all__ = [
+    "DEFAULT_CIPHERS",
+    "DEFAULT_SUITES",
     "TLS_1_2",
     "TLS_1_3",
     "VERSION_NAMES",
