@@ -775,22 +775,20 @@ def failure(event: Event, errno: int) -> Answer:
 def decodeFrame(
     frame: Buffer,
     classes: dict[int, type[Message]],
-    detached: bytes | None = None,
+    detached: Callable[[], bytes] | None = None,
     type: int = SUPERVISED_TYPE,
 ) -> tuple[int, Message | Acknowledgement]:
     """
     Decode any frame that one side may send.
 
     @param classes: L{FROM_INTERCEPTOR} or L{FROM_DAEMON}.
-    @param detached: the value that came beside the frame.
+    @param detached: reads the value that came beside the frame; called only for a message that has one.
     @param type: C{nlmsg_type} of the messages.
     @return: C{nlmsg_seq}, and the message or acknowledgement.
     @raise CodecError: it is malformed, unknown, or not this side's to send.
     """
     outer = decodeMessage(frame)
     if outer.type == NLMSG_ERROR:
-        if detached is not None:
-            raise BadValueError("an acknowledgement came with a value")
         return outer.sequence, Acknowledgement.decode(outer)
     if outer.type != type:
         raise BadValueError(f"a message of type {outer.type} is not known here")
@@ -798,4 +796,5 @@ def decodeFrame(
     cls = classes.get(generic.command)
     if cls is None:
         raise BadValueError(f"command {generic.command} is not this side's to send")
-    return outer.sequence, cls.fromGeneric(generic, detached)
+    value = detached() if detached is not None and cls.valueField else None
+    return outer.sequence, cls.fromGeneric(generic, value)
