@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""
+The ciphers that are allowed at all, and their names.
+
+Only authenticated encryption with forward secrecy is allowed (RFC 9325 section 4.2, RFC 8446): no policy and no program can
+have another one.  AES-CCM with the short tag (CCM_8) is left out, as the IANA registry does not recommend it.
+"""
+
+from __future__ import annotations
+
+from OpenSSL import SSL
+
+__all__ = ["CIPHERS", "SUITES", "checkCipherList", "checkCipherSuites", "ianaName"]
+
+_AUTHENTICATED = {"ECDHE-ECDSA": "ECDHE_ECDSA", "ECDHE-RSA": "ECDHE_RSA", "DHE-RSA": "DHE_RSA"}
+_ENCRYPTION = {
+    "AES128-GCM-SHA256": "AES_128_GCM_SHA256",
+    "AES256-GCM-SHA384": "AES_256_GCM_SHA384",
+    "CHACHA20-POLY1305": "CHACHA20_POLY1305_SHA256",
+    "AES128-CCM": "AES_128_CCM",
+    "AES256-CCM": "AES_256_CCM",
+    "ARIA128-GCM-SHA256": "ARIA_128_GCM_SHA256",
+    "ARIA256-GCM-SHA384": "ARIA_256_GCM_SHA384",
+}
+
+CIPHERS: dict[str, str] = {
+    f"{theirs}-{cipher}": f"TLS_{ours}_WITH_{name}"
+    for theirs, ours in _AUTHENTICATED.items()
+    for cipher, name in _ENCRYPTION.items()
+    if not (theirs == "ECDHE-RSA" and cipher.endswith("CCM"))
+}
+"""The TLS 1.2 ciphers that may be used: OpenSSL's name to the name in the IANA registry "TLS Cipher Suites"."""
+
+# OpenSSL names the ARIA ciphers with ECDHE and RSA without the word RSA.
+for _bits, _digest in (("128", "256"), ("256", "384")):
+    _iana = CIPHERS.pop(f"ECDHE-RSA-ARIA{_bits}-GCM-SHA{_digest}")
+    CIPHERS[f"ECDHE-ARIA{_bits}-GCM-SHA{_digest}"] = _iana
+
+SUITES = (
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+    "TLS_AES_128_CCM_SHA256",
+)
+"""The TLS 1.3 suites that may be used."""
+
+
+def ianaName(name: str) -> str:
+    """
+    Translate a cipher's name.
+
+    @param name: OpenSSL's name.
+    @return: the name in the IANA registry; OpenSSL's own for a cipher that is not in the tables.
+    """
+    return CIPHERS.get(name, name)
+
+
+def checkCipherList(text: str) -> str:
+    """
+    Check a list of TLS 1.2 ciphers in OpenSSL's format, ciphers(1), by asking OpenSSL what it lets in.
+
+    @return: "" if it lets in allowed ciphers only, and at least one; else what is wrong, for a person.
+    """
+    if not text.isascii() or not text.isprintable():
+        return "it has characters that are not ASCII"
+    words = [word for word in text.replace(",", ":").replace(" ", ":").split(":") if word]
+    for word in words:
+        if "@SECLEVEL" in word.upper():
+            return "@SECLEVEL cannot be set: security level 2 is always in force"
+        if word[0] in "!-+@":
+            continue
+        if not _expand(word):
+            return f"OpenSSL knows no TLS 1.2 cipher or group of ciphers {word}"
+    found = _expand(text)
+    if not found:
+        return "no cipher is left"
+    refused = [name for name in found if name not in CIPHERS]
+    if refused:
+        return (
+            f"it lets in {', '.join(refused[:5])}{' and others' if len(refused) > 5 else ''}, which lacks forward secrecy"
+            " or authenticated encryption"
+        )
+    return ""
+
+
+def _expand(text: str) -> list[str]:
+    """
+    Ask OpenSSL which TLS 1.2 ciphers a list means.
+
+    Security level 0 shows all that is in it: what must be refused is found on every machine, not only where the
+    library's build would have let it in.
+    """
+    context = SSL.Context(SSL.TLS_METHOD)
+    try:
+        context.set_cipher_list(f"{text}:@SECLEVEL=0".encode("ascii"))
+    except SSL.Error:
+        return []
+    return [name for name in SSL.Connection(context, None).get_cipher_list() if not name.startswith("TLS_")]
+
+
+def checkCipherSuites(text: str) -> str:
+    """
+    Check a list of TLS 1.3 suites.
+
+    @return: "" if it names allowed suites only, and at least one; else what is wrong, for a person.
+    """
+    names = [name for name in text.split(":") if name]
+    if not names:
+        return "no suite is left"
+    for name in names:
+        if name not in SUITES:
+            return f"{name or 'an empty name'} is none of {', '.join(SUITES)}"
+    return ""
+
+
