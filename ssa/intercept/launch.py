@@ -234,9 +234,11 @@ def run(options: Options) -> int:
 
 
 def _installFilter(way: Way) -> int:
-    from ssa.intercept.notify import installFilter
+    from ssa.intercept.bpf import seccompFilter
+    from ssa.intercept.linux import architecture
+    from ssa.intercept.way import Way, installNotifyFilter
 
-    return installFilter(way)
+    return installNotifyFilter(seccompFilter(architecture(), emulateNames=way is Way.LOOPBACK))
 
 
 def _supervise(program: Program, options: Options, way: Way) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """
-The few Linux system calls that the launcher and the probes need and that Python's C{os} module does not offer.
+The few Linux system calls that the launcher needs and that Python's C{os} module does not offer.
 
 Every function raises C{OSError} with the kernel's errno.  Nothing here imports Twisted: the launcher starts fast.
 """
@@ -10,16 +10,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import platform
 import struct
 from dataclasses import dataclass
 from typing import Final
 
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_SET_CHILD_SUBREAPER: Final = 36
-
-CLONE_NEWUSER: Final = 0x10000000
-CLONE_NEWNET: Final = 0x40000000
 
 SI_USER: Final = 0
 SI_QUEUE: Final = -1
@@ -30,11 +26,6 @@ _SFD_CLOEXEC: Final = 0o2000000
 _SFD_NONBLOCK: Final = 0o4000
 _SIGNALFD_RECORD: Final = 128
 _SIGSET_SIZE: Final = 128
-
-_PIDFD_GETFD: Final = 438
-"""The same number on every architecture (it is newer than the unified table)."""
-
-_SECCOMP: Final = {"x86_64": 317, "aarch64": 277}
 
 
 @functools.cache
@@ -66,49 +57,11 @@ def becomeChildSubreaper() -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def unshare(flags: int) -> None:
+def forbidNewPrivileges() -> None:
     """
-    unshare(2).
-
-    @param flags: CLONE_NEW* bits.
-    @raise OSError: EPERM, ENOSPC, EINVAL… as the kernel says.
+    Give up gaining rights by exec, for this process and its children for good (PR_SET_NO_NEW_PRIVS, prctl(2)).
     """
-    _checked(_libc().unshare(ctypes.c_int(flags)), "unshare")
-
-
-def pidfdGetfd(pidfd: int, number: int) -> int:
-    """
-    pidfd_getfd(2): a copy of another process's descriptor (close-on-exec).
-
-    @param pidfd: the other process.
-    @param number: the descriptor's number there.
-    @raise OSError: EPERM without ptrace rights, EBADF, ENOSYS before Linux 5.6.
-    """
-    return _checked(
-        _libc().syscall(
-            ctypes.c_long(_PIDFD_GETFD), ctypes.c_int(pidfd), ctypes.c_int(number), ctypes.c_uint(0)
-        ),
-        "pidfd_getfd",
-    )
-
-
-def seccomp(operation: int, flags: int, argument: object) -> int:
-    """
-    seccomp(2).
-
-    @param argument: C{None} or a ctypes object that is passed by reference.
-    @raise OSError: as the kernel says; ENOSYS on an architecture whose number is not known here.
-    """
-    machine = platform.machine()
-    if machine not in _SECCOMP:
-        raise OSError(38, f"no seccomp support for {machine}")
-    pointer = ctypes.c_void_p(0) if argument is None else ctypes.byref(argument)  # type: ignore[arg-type]
-    return _checked(
-        _libc().syscall(
-            ctypes.c_long(_SECCOMP[machine]), ctypes.c_uint(operation), ctypes.c_uint(flags), pointer
-        ),
-        "seccomp",
-    )
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 @dataclass(frozen=True)

@@ -25,21 +25,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from ssa.intercept.launchcalls import (
-    CLONE_NEWNET,
-    CLONE_NEWUSER,
-    PR_SET_NO_NEW_PRIVS,
-    pidfdGetfd,
-    prctl,
-    seccomp,
-    unshare,
-)
+from ssa.intercept.launchcalls import forbidNewPrivileges
+from ssa.intercept.linux import CLONE_NEWNET, CLONE_NEWUSER, getDescriptor, installFilter, unshare
 
 PROBE_SECONDS: Final = 5.0
 """How long a probe may take."""
 
-_SET_MODE_FILTER: Final = 1
-_NEW_LISTENER: Final = 8  # SECCOMP_FILTER_FLAG_NEW_LISTENER, linux/seccomp.h
 _NOTIF_ADDFD: Final = 0x40182103  # SECCOMP_IOCTL_NOTIF_ADDFD
 _ADDFD_SEND: Final = 2
 _TCP_REPAIR: Final = 19
@@ -137,33 +128,28 @@ def _step(name: str) -> Iterator[None]:
         raise OSError(failure.errno, failure.strerror, name) from failure
 
 
-class _FilterProgram(ctypes.Structure):
-    """struct sock_fprog, linux/filter.h."""
-
-    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
-
-
 def _returning(value: int) -> bytes:
     """A classic BPF program of one instruction."""
     return struct.pack("=HBBI", _RETURN, 0, 0, value)
 
 
-def installProbeFilter(flags: int = _NEW_LISTENER) -> int:
+def installNotifyFilter(code: bytes) -> int:
     """
-    Install a filter that allows everything.  It cannot be taken away: for a throw-away child.
+    Install a notifying filter in this process; there is no way back.
 
+    Who has no CAP_SYS_ADMIN must give up the rights of set-user-ID programs for it (PR_SET_NO_NEW_PRIVS, seccomp(2)).
+
+    @param code: an array of C{struct sock_filter}.
     @return: the notify descriptor.
     @raise OSError: as seccomp(2); EBUSY: a notifier is there already.
     """
-    if os.geteuid() != 0:
-        prctl(PR_SET_NO_NEW_PRIVS, 1)
     try:
-        return seccomp(_SET_MODE_FILTER, flags, _FilterProgram(1, _returning(_ALLOW)))
+        return installFilter(code)
     except OSError as failure:
         if failure.errno != errno.EACCES:
             raise
-    prctl(PR_SET_NO_NEW_PRIVS, 1)  # root without CAP_SYS_ADMIN, as in a container
-    return seccomp(_SET_MODE_FILTER, flags, _FilterProgram(1, _returning(_ALLOW)))
+    forbidNewPrivileges()
+    return installFilter(code)
 
 
 def tryNotification() -> None:
@@ -173,7 +159,7 @@ def tryNotification() -> None:
     @raise OSError: EBUSY, ENOSYS, EINVAL, EPERM…
     """
     with _step("seccomp user notification"):
-        listener = installProbeFilter()
+        listener = installNotifyFilter(_returning(_ALLOW))
     request = struct.pack("=QIIII", 1, _ADDFD_SEND, 0, 0, 0)
     try:
         fcntl.ioctl(listener, _NOTIF_ADDFD, request)
@@ -197,7 +183,7 @@ def tryGetDescriptor() -> None:
     try:
         with _step("pidfd_getfd"):
             pidfd = os.pidfd_open(child)
-            os.close(pidfdGetfd(pidfd, reader))
+            os.close(getDescriptor(pidfd, reader))
             os.close(pidfd)
     finally:
         os.close(writer)
