@@ -395,7 +395,7 @@ class TerminalTests(SynchronousTestCase):
             self.type("fg\n")
             self.expect("echo go; read line.*\r\n")
         self.suspend()
-        self.type("bg\n")
+        self.type("bg; until jobs | grep Stopped; do sleep 0.01; done\n")
         self.expect("Stopped")  # it reads from the terminal in the background
         self.type("fg\n")
         self.expect("echo go; read line.*\r\n")
