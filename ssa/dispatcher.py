@@ -79,9 +79,9 @@ class Dispatcher:
         return sum(1 for each in self._alive if each.hasRelay)
 
     @property
-    def movingRelays(self) -> int:
-        """How many connections hold data that is still on its way."""
-        return sum(1 for each in self._alive if each.isMoving)
+    def bytesMoved(self) -> int:
+        """Plaintext that the connections that there are have carried, bytes."""
+        return sum(each.bytesMoved for each in self._alive)
 
     @property
     def handshakes(self) -> int:
@@ -108,7 +108,13 @@ class Dispatcher:
         if refusal is not None:
             return succeed(self._refuse(event, refusal))
         self._pendingEvents[interceptor] += 1
-        answer: Deferred[Answer] = Deferred()
+        result: object = None
+
+        def abandoned(_: object) -> None:
+            if isinstance(result, Deferred):
+                result.cancel()
+
+        answer: Deferred[Answer] = Deferred(abandoned)
 
         def finish(reply: Answer) -> None:
             if self._answers.pop(answer, None) is not None:
@@ -155,7 +161,7 @@ class Dispatcher:
     def abortAll(self) -> None:
         """Cut every connection: the programs see ECONNRESET."""
         for each in list(self._alive):
-            each.abort()
+            each.abort("the TLS daemon was stopped")
 
     # events
 

@@ -29,12 +29,20 @@ class RunningRelay(Protocol):
     def programClosed(self) -> None:
         """The program has closed its last descriptor: send what it wrote, then close_notify."""
 
-    def abort(self) -> None:
-        """Cut both sides; the program sees ECONNRESET."""
+    def abort(self, reason: str) -> None:
+        """
+        Cut both sides; the program sees ECONNRESET.
+
+        @param reason: for TLS_ERROR.
+        """
 
     @property
-    def isMoving(self) -> bool:
-        """Whether data has been taken from one side that the other has not got yet."""
+    def bytesIn(self) -> int:
+        """Plaintext delivered to the program, bytes."""
+
+    @property
+    def bytesOut(self) -> int:
+        """Plaintext taken from the program and sent, bytes."""
 
 
 class Secured(Protocol):

@@ -184,9 +184,9 @@ class TLSSocket:
         return self._relay is not None
 
     @property
-    def isMoving(self) -> bool:
-        """Whether its connection holds data that is still on its way."""
-        return self._relay is not None and self._relay.isMoving
+    def bytesMoved(self) -> int:
+        """Plaintext that its connection has carried in both directions, bytes; 0 when it has none."""
+        return self._relay.bytesIn + self._relay.bytesOut if self._relay is not None else 0
 
     def describe(self) -> dict[str, object]:
         """Who it belongs to, for the log; nothing secret."""
@@ -325,8 +325,10 @@ class TLSSocket:
 
         @return: what the program gets.
         """
-        if isinstance(failure.value, CancelledError):
-            error = self._giveUpWith or Cause.CANCELLED.error(what)
+        if self._giveUpWith is not None:
+            error = self._giveUpWith
+        elif isinstance(failure.value, CancelledError):
+            error = Cause.CANCELLED.error(what)
         elif isinstance(failure.value, SSAError):
             error = failure.value
         else:
@@ -532,10 +534,10 @@ class TLSSocket:
             self._pending.cancel()
         self._stopListening()
 
-    def abort(self) -> None:
+    def abort(self, reason: str) -> None:
         """Cut an established connection: the program sees ECONNRESET."""
         if self._relay is not None:
-            self._relay.abort()
+            self._relay.abort(reason)
 
     def _end(self, error: SSAError) -> None:
         self._giveUpWith = error

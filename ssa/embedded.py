@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""
+The daemon that C{ssa run} starts inside itself when there is none on the machine.
+
+It is the same L{Daemon<ssa.service.Daemon>}, in a process of its own, for one interceptor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from twisted.logger import (
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+    textFileLogObserver,
+)
+
+DRAIN_TIME = 60.0
+"""
+Seconds that connections may go on after the interceptor is gone.  Its programs are gone too, or cannot use
+their sockets any more, so this is only for what they had written and the peers have not taken yet.
+"""
+
+LOG_VARIABLE = "SSA_LOG"
+"""The environment variable with the least level that is logged to standard error: debug, info, warn, error or critical."""
+
+_DEFAULT_LEVEL = LogLevel.error
+
+
+def logLevel(name: str) -> Any:
+    """
+    @param name: of a level; "" or an unknown one is the default, C{error}.
+    @return: a constant of C{twisted.logger.LogLevel}.
+    """
+    try:
+        return LogLevel.levelWithName(name.strip().lower())
+    except Exception:
+        return _DEFAULT_LEVEL
+
+
+def startLogging(level: Any) -> None:
+    """Log to standard error what is at least of this level, and nothing else anywhere."""
+    predicate = LogLevelFilterPredicate(defaultLogLevel=level)
+    observer = FilteringLogObserver(textFileLogObserver(sys.stderr), [predicate])
+    globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)
+
+
+def serve(reactor: Any, sock: socket.socket, policy: Any) -> None:
+    """
+    Serve one link until it is gone and its connections have ended.
+
+    @param reactor: not running yet; runs within this call.
+    @param sock: the link; owned by this function.
+    @param policy: a L{Policy<ssa.policy.profile.Policy>}.
+    """
+    from ssa.service import Daemon
+
+    daemon = Daemon(reactor, policy)
+    daemon.startService()
+    end = daemon.adopt(sock)
+    deadline: list[float] = []
+
+    def look() -> None:
+        if end.isLost:
+            if not deadline:
+                deadline.append(reactor.seconds() + DRAIN_TIME)
+            if not daemon.dispatcher.relays or reactor.seconds() >= deadline[0]:
+                reactor.stop()
+                return
+        reactor.callLater(0.1, look)
+
+    def stop(signum: int, frame: object) -> None:
+        reactor.callFromThread(reactor.stop)
+
+    reactor.addSystemEventTrigger("before", "shutdown", daemon.stopService)
+    reactor.callWhenRunning(look)
+    # The terminal's signals are the program's business; the supervisor ends this process.
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    reactor.run(installSignalHandlers=False)
+
+
+def runEmbedded(sock: socket.socket, configPath: str | None = None, level: str | None = None) -> NoReturn:
+    """
+    Be the embedded daemon; to be called in a child process that has no reactor yet.
+
+    @param sock: the daemon's end of the link, a connected SOCK_SEQPACKET socket.
+    @param configPath: of the configuration; L{None} or "": the default policy.
+    @param level: the least level to log; L{None}: what L{LOG_VARIABLE} says.
+    @return: never.  The process ends with 0; 1 after an error of the daemon, 78 (EX_CONFIG, sysexits.h) for a configuration
+        with errors, which are written to standard error.
+    """
+    status = 1
+    try:
+        startLogging(logLevel(os.environ.get(LOG_VARIABLE, "") if level is None else level))
+        from twisted.internet import epollreactor
+
+        # A reactor that was inherited over fork(2) shares its epoll set with the parent.
+        sys.modules.pop("twisted.internet.reactor", None)
+
+        epollreactor.install()
+        from twisted.internet import reactor
+
+        from ssa.configuration import ConfigurationError, loadPolicy
+
+        try:
+            policy = loadPolicy(configPath or None)
+        except ConfigurationError as error:
+            sys.stderr.write(f"{error}\n")
+            status = 78
+        else:
+            serve(reactor, sock, policy)
+            status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

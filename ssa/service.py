@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: MIT
+"""
+The daemon as a service: the same for C{twistd ssa} and for the one that C{ssa run} starts inside itself.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from ssa.admission import Admission
+from ssa.dispatcher import Dispatcher
+from ssa.engine import TLSFactories
+from ssa.policy.profile import Policy
+from ssa.protocol.supervised import DaemonEnd, LinkLimits, SupervisedPort
+from ssa.relay import RelayPool
+from ssa.resolve import MAX_RESOLVER_THREADS, DaemonThreadPool, Resolver
+from ssa.sockets import Services
+
+STOP_TIME = 0.5
+"""Seconds that connections have to pass on what they hold when the daemon is told to stop."""
+
+_STOP_STEP = 0.05
+"""Seconds without any progress after which nothing is left to pass on."""
+
+
+def raiseDescriptorLimit() -> int:
+    """
+    Raise the soft limit of descriptors to the hard one: each connection needs two (getrlimit(2), RLIMIT_NOFILE).
+
+    @return: the limit in force.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+class Daemon(MultiService):
+    """
+    Serves interceptors.
+
+    @ivar dispatcher: knows all sockets.
+    @ivar shared: what all sockets share.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, policy: Policy, loadPolicy: Callable[[], Policy] | None = None) -> None:
+        """
+        @param reactor: watches descriptors, tells the time, takes results of threads.
+        @param policy: the policy in force at first.
+        @param loadPolicy: reads the policy again, or raises L{Exception} when it has errors; L{None}: there is no file.
+        """
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._reactor = reactor
+        self._clock = IReactorTime(reactor)
+        self._loadPolicy = loadPolicy
+        self._threads = DaemonThreadPool(0, MAX_RESOLVER_THREADS, "resolver")
+        limits = policy.default.limits
+        self._relays = RelayPool(reactor, limits.maxRelayBuffers)
+        self.shared = Services(
+            reactor,
+            self._clock,
+            policy,
+            Resolver(reactor, self._clock, self._threads),
+            Admission(self._clock, limits.maxHandshakes),
+            TLSFactories(reactor, self._clock, self._relays),
+        )
+        self.dispatcher = Dispatcher(self.shared)
+        self._ports: list[SupervisedPort] = []
+        self._paths: list[str] = []
+        self._ends: set[DaemonEnd] = set()
+
+    def listenAt(self, path: str) -> None:
+        """
+        Serve supervisors that connect to a unix socket, from L{startService} on.
+
+        @param path: of the socket.
+        """
+        self._paths.append(path)
+
+    def adopt(self, sock: socket.socket) -> DaemonEnd:
+        """
+        Serve the one interceptor at the other end of a socket.
+
+        @param sock: a connected SOCK_SEQPACKET socket; owned by the daemon from now on.
+        @return: the link.
+        """
+        end = DaemonEnd(self._reactor, sock, self.dispatcher, self._linkLimits())
+        self._ends.add(end)
+        return end
+
+    def _linkLimits(self) -> LinkLimits:
+        limits = self.shared.policy.default.limits
+        return LinkLimits(maximumPending=limits.maxPendingEvents, maximumSockets=limits.maxSockets)
+
+    def privilegedStartService(self) -> None:
+        """
+        Open the sockets, while the process may still do so.
+
+        @raise twisted.internet.error.CannotListenError: another daemon is there, or the path cannot be used.
+        """
+        super().privilegedStartService()  # type: ignore[no-untyped-call]
+        raiseDescriptorLimit()
+        limits = self.shared.policy.default.limits
+        for path in self._paths:
+            port = SupervisedPort(
+                self._reactor,
+                path,
+                self.dispatcher,
+                maximumConnections=limits.maxInterceptors,
+                limits=self._linkLimits(),
+            )
+            port.startListening()
+            self._ports.append(port)
+            self.log.info("serving at {path}", path=path)
+        self._paths = []
+
+    def startService(self) -> None:
+        """Begin to serve."""
+        if self._paths:
+            self.privilegedStartService()
+        super().startService()  # type: ignore[no-untyped-call]
+        self._threads.start()
+
+    async def _stop(self) -> None:
+        """
+        End in order: pending calls fail with ENETDOWN now, connections get L{STOP_TIME}
+        to pass on what they hold and are then cut, the links are closed last.
+        """
+        self.dispatcher.stop()
+        deadline = self._clock.seconds() + STOP_TIME
+        moved = -1
+        while self.dispatcher.relays and self._clock.seconds() < deadline:
+            before, moved = moved, self.dispatcher.bytesMoved
+            if moved == before:
+                break
+            await self._sleep(_STOP_STEP)
+        self.dispatcher.abortAll()
+        for port in self._ports:
+            port.stopListening()
+        self._ports = []
+        for end in self._ends:
+            end.close()
+        self._ends.clear()
+        self._relays.close()
+        self._threads.abandon()
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Stop; nothing hangs.
+
+        @return: fires within L{STOP_TIME}.
+        """
+        children = super().stopService()  # type: ignore[no-untyped-call]
+
+        def both(_: object) -> Deferred[None]:
+            return Deferred.fromCoroutine(self._stop())
+
+        if isinstance(children, Deferred):
+            return children.addBoth(both)
+        return both(None)
+
+    def _sleep(self, seconds: float) -> Deferred[None]:
+        waiting: Deferred[None] = Deferred()
+        self._clock.callLater(seconds, waiting.callback, None)
+        return waiting
+
+    def reload(self) -> bool:
+        """
+        Read the policy again (SIGHUP).  All or nothing: with any error the old one stays in force, and the errors are logged.
+        No established connection is touched.
+
+        @return: whether there is a new policy.
+        """
+        if self._loadPolicy is None:
+            self.log.info("there is no configuration file to read again")
+            return False
+        try:
+            policy = self._loadPolicy()
+        except Exception as error:
+            self.log.error("the configuration has errors, the old one stays in force:\n{error}", error=str(error))
+            return False
+        self.shared.policy = policy
+        self.shared.admission.maxTotal = policy.default.limits.maxHandshakes
+        self.log.info("the configuration was read again")
+        return True
