@@ -33,7 +33,8 @@ _MARK = (-0x1000 + 20) & 0xFFFFFFFF  # SKF_AD_OFF + SKF_AD_MARK
 _TCP_FLAGS = 13  # offset of the flags in the TCP header (RFC 9293 section 3.1)
 _TCP_SYN_RST_ACK = 0x16
 _TCP_RST = 0x04
-_MSG_FASTOPEN = 0x20000000
+_SEND_REFUSED = 0x24000001  # MSG_FASTOPEN | MSG_ZEROCOPY | MSG_OOB
+_RECEIVE_REFUSED = 0x1  # MSG_OOB
 _SOCKADDR_SHORTEST = 2  # a family and nothing else: AF_UNSPEC, which disconnects; less is EINVAL in the kernel
 
 GATE_MARK = IPPROTO_TLS
@@ -148,9 +149,10 @@ def seccompFilter(machine: Architecture, emulateNames: bool = False) -> bytes:
         a.equal(numbers[name], name)
     for name in always:
         a.equal(numbers[name], "notify")
-    a.equal(numbers["sendto"], "flags3")
-    a.equal(numbers["sendmsg"], "flags2")
-    a.equal(numbers["sendmmsg"], "flags3")
+    for name, index in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
+        a.equal(numbers[name], f"send{index}")
+    for name, index in (("recvfrom", 3), ("recvmsg", 2), ("recvmmsg", 3)):
+        a.equal(numbers[name], f"receive{index}")
     a.equal(numbers["io_uring_setup"], "absent", "allow")
     a.label("socket")
     a.load(_argument(2))
@@ -162,12 +164,11 @@ def seccompFilter(machine: Architecture, emulateNames: bool = False) -> bytes:
     _options(a, _SOCKET_OPTIONS_READ, "get")
     a.label("setsockopt")
     _options(a, _SOCKET_OPTIONS_LIVE, "set")
-    a.label("flags2")
-    a.load(_argument(2))
-    a.anyBit(_MSG_FASTOPEN, "notify", "allow")
-    a.label("flags3")
-    a.load(_argument(3))
-    a.anyBit(_MSG_FASTOPEN, "notify", "allow")
+    for prefix, refused in (("send", _SEND_REFUSED), ("receive", _RECEIVE_REFUSED)):
+        for index in (2, 3):
+            a.label(f"{prefix}{index}")
+            a.load(_argument(index))
+            a.anyBit(refused, "notify", "allow")
     a.label("absent")
     a.ret(_SECCOMP_RET_ERRNO | ENOSYS)
     a.label("allow")

@@ -242,7 +242,7 @@ def _installFilter(way: Way) -> int:
 
 
 def _supervise(program: Program, options: Options, way: Way) -> None:
-    from ssa.intercept.supervisor import supervise
+    from ssa.intercept.session import supervise
 
     supervise(program, options, way)
 

@@ -51,17 +51,32 @@ class Architecture:
 
 
 _NAMES = (
-    "socket connect accept sendto sendmsg bind listen getsockname getpeername setsockopt getsockopt accept4 sendmmsg "
-    "process_vm_readv process_vm_writev seccomp"
-).split()
-_X86_64 = (41, 42, 43, 44, 46, 49, 50, 51, 52, 54, 55, 288, 307, 310, 311, 317)
-_AARCH64 = (198, 203, 202, 206, 211, 200, 201, 204, 205, 208, 209, 242, 269, 270, 271, 277)
+    "socket",
+    "connect",
+    "accept",
+    "sendto",
+    "sendmsg",
+    "bind",
+    "listen",
+    "getsockname",
+    "getpeername",
+    "setsockopt",
+    "getsockopt",
+    "accept4",
+    "sendmmsg",
+    "process_vm_readv",
+    "process_vm_writev",
+    "seccomp",
+    "recvfrom",
+    "recvmsg",
+    "recvmmsg",
+)
+_X86_64 = (41, 42, 43, 44, 46, 49, 50, 51, 52, 54, 55, 288, 307, 310, 311, 317, 45, 47, 299)
+_AARCH64 = (198, 203, 202, 206, 211, 200, 201, 204, 205, 208, 209, 242, 269, 270, 271, 277, 207, 212, 243)
 _EVERYWHERE = {"io_uring_setup": 425, "pidfd_open": 434, "openat2": 437, "pidfd_getfd": 438}
 
 ARCHITECTURES = {
-    "x86_64": Architecture(
-        "x86_64", 0xC000003E, dict(zip(_NAMES, _X86_64, strict=True)) | _EVERYWHERE, 0x40000000, True
-    ),
+    "x86_64": Architecture("x86_64", 0xC000003E, dict(zip(_NAMES, _X86_64, strict=True)) | _EVERYWHERE, 0x40000000, True),
     "aarch64": Architecture("aarch64", 0xC00000B7, dict(zip(_NAMES, _AARCH64, strict=True)) | _EVERYWHERE, 0, False),
 }
 """The machines that interception knows (from the kernel's C{unistd.h} of each)."""

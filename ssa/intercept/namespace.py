@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import struct
-from errno import EADDRNOTAVAIL, EBADMSG, EINPROGRESS, EISCONN
+from errno import EADDRNOTAVAIL, EBADMSG, EINPROGRESS, EISCONN, ETIMEDOUT
 from typing import Any
 
 from ssa.intercept import bpf, linux
@@ -31,14 +32,19 @@ _RTM_NEWLINK = 16
 _NLM_F_REQUEST_ACK = 0x5
 _NLM_F_CREATE = 0x400
 _NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
 _SOCK_DESTROY = 21
+_NLM_F_REQUEST_DUMP = 0x301
+_NLMSG_ERROR = 2
+_NLMSG_DONE = 3
+_SYN_SENT = 2
 _DESTROY_GROUPS = 0b101  # SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY
 _SO_COOKIE = 57
 _TCP_REPAIR = 19
 _IP_BIND_ADDRESS_NO_PORT = 24
 _REPAIR_OFF_NO_WP = -1
 _LINGER_RESET = struct.pack("ii", 1, 0)
-_PEER_TIMEOUT = struct.pack("ll", 2, 0)  # seconds: a release takes microseconds, a lost one must not stop the helper
+_CONNECT_TIMEOUT = 200  # milliseconds: on loopback it takes microseconds; a lost one must not stop everybody
 
 _SETTINGS = {
     "ipv4/ip_unprivileged_port_start": "0",
@@ -49,6 +55,12 @@ _SETTINGS = {
     "ipv4/tcp_tw_reuse": "1",
     "ipv6/ip_nonlocal_bind": "1",
 }
+
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""What connect(2) takes the wildcard addresses for."""
+
+UNBOUND = {socket.AF_INET: ("0.0.0.0", 0), socket.AF_INET6: ("::", 0)}  # noqa: S104
+"""What getsockname(2) tells of a socket without an address."""
 
 RawAddress = tuple[Any, ...]
 """An address as Python's sockets take it."""
@@ -116,6 +128,24 @@ class _Space:
         self.destroyed.bind((0, _DESTROY_GROUPS))
         self.diagnosis = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
         self.ports = os.open("/proc/sys/net/ipv4/ip_local_port_range", os.O_WRONLY | os.O_CLOEXEC)
+
+
+def connectAtOnce(sock: socket.socket, address: RawAddress) -> None:
+    """
+    Connect where the answer comes within microseconds or never.  The socket is left non-blocking, and a close of it that
+    nothing was done to prevent resets the connection: a daemon that dies gives no clean end of stream.
+
+    @raise OSError: it was refused, or there was no answer.
+    """
+    sock.setblocking(False)
+    number = sock.connect_ex(address)
+    if number == EINPROGRESS:
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if poll.poll(_CONNECT_TIMEOUT) else ETIMEDOUT
+    if number:
+        raise OSError(number, os.strerror(number))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
 
 
 def _forceBind(sock: socket.socket, address: RawAddress) -> None:
@@ -252,7 +282,6 @@ class NamespaceHelper:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, bpf.GATE_MARK)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PEER_TIMEOUT)
             _forceBind(sock, local)
         except OSError:
             sock.close()
@@ -268,8 +297,7 @@ class NamespaceHelper:
         _, ours = plainAddress(tuple(local))
         sock = self._peer(family, theirs)
         try:
-            sock.connect(ours)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            connectAtOnce(sock, ours)
         except OSError:
             sock.close()
             raise
@@ -327,15 +355,10 @@ class NamespaceHelper:
         space = self._networks[network][0]
         self._enter(space)
         family, address = plainAddress(tuple(listener))
-        host = address[0]
-        if host == "0.0.0.0":
-            host = "127.0.0.1"
-        elif host == "::":
-            host = "::1"
+        host = WILDCARDS.get(address[0], address[0])
         sock = self._peer(family, ("127.0.0.1" if family == socket.AF_INET else "::1", port))
         try:
-            sock.connect((host, *address[1:]))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            connectAtOnce(sock, (host, *address[1:]))
         except OSError:
             sock.close()
             raise
@@ -362,8 +385,7 @@ class NamespaceHelper:
             result = sock.connect_ex(theirs)
             if result != EINPROGRESS:
                 raise OSError(result or EISCONN, os.strerror(result or EISCONN))
-            plain.connect(plainOurs)
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            connectAtOnce(plain, plainOurs)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             sock.setblocking(True)
             sock.connect_ex(theirs)  # tells the kernel that the attempt is over: the next one must be EISCONN
@@ -373,30 +395,46 @@ class NamespaceHelper:
             raise
         return None, made
 
+    def request_living(self, sockets: list[socket.socket], network: int) -> tuple[list[int], list[socket.socket]]:
+        """The cookies of all TCP sockets in a front and its back."""
+        found = []
+        for space in self._networks[network]:
+            self._enter(space)
+            found += [cookie for cookie, _, _, _ in _dump(space, 0xFFFFFFFF)]
+        return found, []
+
     def _abandon(self, space: _Space) -> None:
-        """End every attempt of the front that is still in SYN_SENT (inet_diag dump)."""
-        for family in (socket.AF_INET, socket.AF_INET6):
-            body = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, 1 << 2) + bytes(48)
-            request = struct.pack("=IHHII", 16 + len(body), 20, 0x301, 1, 0) + body
-            space.diagnosis.send(request)
-            found = []
-            done = False
-            while not done:
-                data = space.diagnosis.recv(1 << 20)
-                while len(data) >= 16:
-                    size, kind = struct.unpack_from("=IH", data)
-                    if kind in (2, 3) or size < 16:  # NLMSG_ERROR, NLMSG_DONE
-                        done = True
-                        break
-                    if size >= 16 + 4 + 48:
-                        found.append(data[20 : 20 + 48])
-                    data = data[(size + 3) & ~3 :]
-            length = 4 if family == socket.AF_INET else 16
-            for identity in found:
-                low, high = struct.unpack_from("=II", identity, 40)
-                ours = identity[4 : 4 + length] + identity[0:2]
-                theirs = identity[20 : 20 + length] + identity[2:4]
-                try:
-                    self._destroyRaw(space, low | high << 32, family, ours, theirs)
-                except OSError:
-                    continue  # it has ended by itself meanwhile
+        """End every attempt of the front that still waits."""
+        for cookie, family, ours, theirs in _dump(space, 1 << _SYN_SENT):
+            try:
+                self._destroyRaw(space, cookie, family, ours, theirs)
+            except OSError:
+                continue  # it has ended by itself meanwhile
+
+
+def _dump(space: _Space, states: int) -> list[tuple[int, int, bytes, bytes]]:
+    """
+    The TCP sockets of a namespace (SOCK_DIAG_BY_FAMILY of sock_diag(7)).
+
+    @param states: a mask of C{1 << state}.
+    @return: of each its cookie, its family, and its two addresses: the packed host and the port.
+    """
+    found: list[tuple[int, int, bytes, bytes]] = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        body = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, states) + bytes(48)
+        space.diagnosis.send(struct.pack("=IHHII", 16 + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0) + body)
+        length = 4 if family == socket.AF_INET else 16
+        done = False
+        while not done:
+            data = space.diagnosis.recv(1 << 20)
+            while len(data) >= 16 and not done:
+                size, kind = struct.unpack_from("=IH", data)
+                done = kind in (_NLMSG_ERROR, _NLMSG_DONE) or size < 16
+                if not done and size >= 16 + 4 + 48:
+                    identity = data[20:68]
+                    low, high = struct.unpack_from("=II", identity, 40)
+                    ours = identity[4 : 4 + length] + identity[0:2]
+                    theirs = identity[20 : 20 + length] + identity[2:4]
+                    found.append((low | high << 32, family, ours, theirs))
+                data = data[(size + 3) & ~3 :]
+    return found

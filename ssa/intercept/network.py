@@ -13,14 +13,16 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EPIPE
+from errno import EADDRINUSE, EADDRNOTAVAIL, EPIPE
 from typing import Any
 
 from zope.interface import Attribute, Interface, implementer
 
 from ssa.api import InternetAddress
-from ssa.intercept.namespace import NamespaceHelper, RawAddress, attachFilter, socketCookie
 from ssa.intercept.linux import CLONE_NEWUSER, unshare
+from ssa.intercept.namespace import UNBOUND, NamespaceHelper, RawAddress, attachFilter, socketCookie
+
+_PORTS_TRIED = 64
 
 Finder = Callable[[], socket.socket | None]
 """Finds a momentary duplicate of a program's socket; L{None}: no process has it (any more)."""
@@ -74,20 +76,27 @@ class IPrivateNetwork(Interface):
     def listen(sock: socket.socket, backlog: int) -> None:
         """Let a program's socket listen."""
 
-    def ring(sock: socket.socket) -> tuple[RawAddress, socket.socket]:
+    def ring(name: RawAddress) -> tuple[int, socket.socket]:
         """
         Make a connection wait at a program's listener.
 
-        @param sock: a duplicate of the listener.
-        @return: the address by which the listener will know the connection, and our end of it.
+        @param name: what getsockname(2) tells of the listener itself.
+        @return: the port by which the listener will know the connection, and our end of it.
+        @raise OSError: the listener is gone or its queue is full.
         """
 
-    def silence(sock: socket.socket) -> None:
-        """End a program's listener: accept(2) fails and pollers see an error."""
+    def silence(cookie: int, name: RawAddress, find: Finder) -> None:
+        """
+        End a program's listener: accept(2) fails and pollers see an error.
 
-    def pair(
-        family: int, local: InternetAddress, remote: InternetAddress
-    ) -> tuple[socket.socket, socket.socket]:
+        @param cookie: its SO_COOKIE.
+        @param name: what getsockname(2) tells of it.
+        """
+
+    def living() -> set[int]:
+        """The SO_COOKIE of every TCP socket that is there, in whatever state."""
+
+    def pair(family: int, local: InternetAddress, remote: InternetAddress) -> tuple[socket.socket, socket.socket]:
         """Both ends of an accepted connection: the program's and the plaintext end."""
 
 
@@ -191,22 +200,29 @@ class NamespaceNetwork:
     def listen(self, sock: socket.socket, backlog: int) -> None:
         self._helper.call("listen", backlog, sockets=(sock,))
 
-    def ring(self, sock: socket.socket) -> tuple[RawAddress, socket.socket]:
-        # one port after the other: the listener's queue holds far fewer than there are
-        port = self._nextPort
-        self._nextPort = port % 65535 + 1
-        name = sock.getsockname()
-        _, (bell,) = self._helper.call("ring", self._number, port, name)
-        return (port,), bell
+    def ring(self, name: RawAddress) -> tuple[int, socket.socket]:
+        # One port after the other.  A listener's queue holds fewer than there are, so a busy one is soon passed.
+        for _ in range(_PORTS_TRIED):
+            port = self._nextPort
+            self._nextPort = port % 65535 + 1
+            try:
+                _, (bell,) = self._helper.call("ring", self._number, port, name)
+            except OSError as error:
+                if error.errno not in (EADDRINUSE, EADDRNOTAVAIL):
+                    raise
+                continue
+            return port, bell
+        raise OSError(EADDRINUSE, os.strerror(EADDRINUSE))
 
-    def silence(self, sock: socket.socket) -> None:
-        name = sock.getsockname()
-        zero = ("0.0.0.0", 0) if sock.family == socket.AF_INET else ("::", 0)
-        self._helper.call("fail", self._number, socketCookie(sock), name, zero)
+    def silence(self, cookie: int, name: RawAddress, find: Finder) -> None:
+        family = socket.AF_INET6 if ":" in name[0] else socket.AF_INET
+        self._helper.call("fail", self._number, cookie, name, UNBOUND[family])
 
-    def pair(
-        self, family: int, local: InternetAddress, remote: InternetAddress
-    ) -> tuple[socket.socket, socket.socket]:
+    def living(self) -> set[int]:
+        cookies, _ = self._helper.call("living", self._number)
+        return set(cookies)
+
+    def pair(self, family: int, local: InternetAddress, remote: InternetAddress) -> tuple[socket.socket, socket.socket]:
         _, (sock, plain) = self._helper.call("pair", self._number, family, local.forSocket(), remote.forSocket())
         return sock, plain
 

@@ -9,6 +9,7 @@ another's by then).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -16,9 +17,11 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EBADF, EFAULT, ENOENT, ESRCH
+from errno import EACCES, EBADF, EBUSY, EFAULT, EINVAL, ENOENT, ENOSYS, ESRCH
 
-from ssa.intercept import linux
+from ssa.intercept import bpf, linux
+from ssa.intercept.launchcalls import forbidNewPrivileges
+from ssa.intercept.way import Way
 
 _RECEIVE = 0xC0502100  # SECCOMP_IOCTL_NOTIF_RECV
 _SEND = 0xC0182101  # SECCOMP_IOCTL_NOTIF_SEND
@@ -33,6 +36,32 @@ _NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif
 _RESPONSE = struct.Struct("=QqiI")  # struct seccomp_notif_resp
 _ADDITION = struct.Struct("=QIIII")  # struct seccomp_notif_addfd
 _ID = struct.Struct("=Q")
+
+
+def installFilter(way: Way) -> int:
+    """
+    Put this process, and what it executes and forks, under the filter.
+
+    Root installs it without C{no_new_privs}, so setuid programs work; an ordinary user may not.
+
+    @return: the notification descriptor; the caller must close its copy once the supervisor has it, or calls would hang when
+        the supervisor dies.
+    @raise OSError: with one line that names cause and remedy.
+    """
+    try:
+        program = bpf.seccompFilter(linux.architecture(), emulateNames=way is Way.LOOPBACK)
+        if way is not Way.ROOT:
+            forbidNewPrivileges()
+        return linux.installFilter(program)
+    except OSError as error:
+        remedy = {
+            EBUSY: "another supervisor already watches this process tree (a container runtime, or ssa run inside ssa run): "
+            "start the program outside of it",
+            EACCES: "no right to install a seccomp filter: CAP_SYS_ADMIN is missing",
+            EINVAL: "this kernel has no seccomp user notification (Linux 5.14 or later with CONFIG_SECCOMP_FILTER is needed)",
+            ENOSYS: "this kernel has no seccomp (Linux 5.14 or later with CONFIG_SECCOMP_FILTER is needed)",
+        }.get(error.errno or 0, str(error))
+        raise OSError(error.errno, f"interception is not possible: {remedy}") from error
 
 
 class Gone(Exception):
@@ -74,10 +103,8 @@ class NotificationListener:
         self._response = bytearray(_RESPONSE.size)
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
-        try:
+        with contextlib.suppress(OSError):  # Linux before 6.6 has no such request: calls cost some microseconds more
             fcntl.ioctl(fd, _SET_FLAGS, _SYNC_WAKE_UP)
-        except OSError:  # Linux before 6.6 has no such request: calls cost some microseconds more
-            pass
 
     def receive(self) -> Notification | None:
         """
@@ -98,9 +125,9 @@ class NotificationListener:
             if error.errno == ENOENT:
                 return None
             raise
-        id, pid, _flags, number, _arch, _ip, *arguments = _NOTIFICATION.unpack(self._buffer)
+        cookie, pid, _flags, number, _arch, _ip, *arguments = _NOTIFICATION.unpack(self._buffer)
         a, b, c, d, e, f = arguments
-        return Notification(id, pid, number, (a, b, c, d, e, f))
+        return Notification(cookie, pid, number, (a, b, c, d, e, f))
 
     def _send(self, id: int, value: int, error: int, flags: int) -> None:
         _RESPONSE.pack_into(self._response, 0, id, value, -error, flags)
@@ -145,9 +172,9 @@ class NotificationListener:
         @raise Gone: nobody waits for it any more; nothing was put anywhere.
         @raise OSError: EMFILE: the caller has no number left; the call still waits for its answer.
         """
-        request = _ADDITION.pack(call.id, _ADDFD_SEND, fd, 0, os.O_CLOEXEC if closeOnExec else 0)
+        request = bytearray(_ADDITION.pack(call.id, _ADDFD_SEND, fd, 0, os.O_CLOEXEC if closeOnExec else 0))
         try:
-            return fcntl.ioctl(self.fd, _ADD_DESCRIPTOR, request)
+            return fcntl.ioctl(self.fd, _ADD_DESCRIPTOR, request, True)
         except OSError as error:
             if error.errno == ENOENT:
                 raise Gone from error

@@ -52,7 +52,7 @@ NO_REACTOR = ("ssa.netlink.codec", "ssa.protocol.messages", "ssa.policy.*", "ssa
 """Modules that work without any event loop: nothing of C{twisted.internet} but names of interfaces and Deferred."""
 
 REACTOR_USERS = (
-    "ssa.tap", "ssa.service", "ssa.embedded", "ssa.intercept.supervisor", "ssa.demo", "twisted.plugins.ssa_plugin",
+    "ssa.tap", "ssa.service", "ssa.embedded", "ssa.intercept.session", "ssa.demo", "twisted.plugins.ssa_plugin",
 )  # fmt: skip
 """The entries, which alone may import the global reactor; all else is given one."""
 

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: MIT
+"""getsockopt(2) and setsockopt(2) on TLS sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from errno import EINVAL, EIO, EMSGSIZE, ENETDOWN, ENOPROTOOPT, EOPNOTSUPP, ERANGE
+
+from ssa.api import IPPROTO_TLS, MAXIMUM_OPTION_SIZE, Option
+from ssa.intercept.bpf import SO_PROTOCOL, SOL_TLS
+from ssa.intercept.caller import Caller, readNamedFile
+from ssa.intercept.connecting import Connecting
+from ssa.intercept.core import Core
+from ssa.intercept.endpoint import Endpoint, State
+from ssa.intercept.notify import Gone, Notification
+from ssa.protocol.messages import GetsockoptNotify, SetsockoptNotify
+
+_NAMES_FILES = {
+    Option.TLS_TRUSTED_PEER_CERTIFICATES: True,
+    Option.TLS_CERTIFICATE_CHAIN: False,
+    Option.TLS_PRIVATE_KEY: False,
+}
+"""The options whose value may be a path, and whether it may be a directory's."""
+
+_PEM = b"-----BEGIN"
+_TCP_FASTOPEN = 23
+_TCP_FASTOPEN_CONNECT = 30
+_SO_ZEROCOPY = 60
+_LONGEST_SOCKET_OPTION = 256
+_BYPASS_TLS = {
+    (socket.IPPROTO_TCP, 14),  # TCP_MD5SIG
+    (socket.IPPROTO_TCP, 19),  # TCP_REPAIR
+    (socket.IPPROTO_TCP, 31),  # TCP_ULP
+    (socket.IPPROTO_TCP, 32),  # TCP_MD5SIG_EXT
+    (socket.IPPROTO_TCP, 35),  # TCP_ZEROCOPY_RECEIVE
+    (socket.IPPROTO_TCP, 38),  # TCP_AO_ADD_KEY
+    (socket.IPPROTO_IPV6, 1),  # IPV6_ADDRFORM
+}
+_UNSUPPORTED = {
+    (socket.IPPROTO_TCP, _TCP_FASTOPEN),
+    (socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT),
+    (socket.SOL_SOCKET, _SO_ZEROCOPY),
+}
+
+
+class OptionCalls:
+    """Options: those of TLS go to the daemon, the others to the program's end and the real socket."""
+
+    def __init__(self, core: Core, connecting: Connecting) -> None:
+        self._core = core
+        self._connecting = connecting
+
+    # setsockopt(2)
+
+    def set(self, call: Notification, endpoint: Endpoint, sock: socket.socket) -> None:
+        """Set an option of any level."""
+        core = self._core
+        level, name, size = call.integer(1), call.integer(2), call.integer(4)
+        if level == SOL_TLS or (level, name) in _BYPASS_TLS:
+            core.refuse(call, endpoint, ENOPROTOOPT, "an option that could bypass TLS is not available")
+        elif (level, name) in _UNSUPPORTED:
+            core.refuse(call, endpoint, EOPNOTSUPP, "TCP fast open and zero-copy sends are not available for TLS")
+        elif size < 0:
+            core.fail(call, EINVAL)
+        elif level != IPPROTO_TLS:
+            self._setOther(call, endpoint, sock, level, name, size)
+        elif size > MAXIMUM_OPTION_SIZE:
+            core.refuse(call, endpoint, EMSGSIZE, f"an option's value has at most {MAXIMUM_OPTION_SIZE} bytes, not {size}")
+        else:
+            value = core.listener.read(call, call.arguments[3], size)
+            if name == Option.TLS_UPGRADE:
+                self._connecting.upgrade(call, endpoint, sock, value)
+            else:
+                self._setTLS(call, endpoint, name, value)
+
+    def _setTLS(self, call: Notification, endpoint: Endpoint, name: int, value: bytes) -> None:
+        core = self._core
+        if endpoint.refused or not core.isServed(endpoint):
+            core.refuse(call, endpoint, endpoint.refused or ENETDOWN, "the daemon does not serve this socket")
+            return
+        path = ""
+        if name in _NAMES_FILES and endpoint.state is State.NEW and _PEM not in value:
+            named = value[:-1] if value.endswith(b"\0") else value
+            try:
+                caller = Caller.of(call.pid)
+                core.listener.check(call)
+                value = readNamedFile(core.rights, caller, named, _NAMES_FILES[Option(name)])
+            except OSError as error:
+                shown = os.fsdecode(named)[:256]
+                core.refuse(call, endpoint, error.errno or EIO, f"{Option(name).name}: {shown!r}: {error.strerror or error}")
+                return
+            path = named.decode("utf-8", "backslashreplace")
+        endpoint.reason = ""
+        event = SetsockoptNotify(core.nextEvent(), endpoint.id, IPPROTO_TLS, name, value, path)
+
+        def answered(error: int, _: bytes) -> None:
+            if error:
+                core.fail(call, error)
+            else:
+                core.succeed(call)
+
+        core.ask(event, answered)
+
+    def _setOther(self, call: Notification, endpoint: Endpoint, sock: socket.socket, level: int, name: int, size: int) -> None:
+        """
+        An option of the connection.  Before connect and listen it waits on the program's end; on a listener it goes to the
+        real one at once, and on a connection to the daemon.
+        """
+        core = self._core
+        value = core.listener.read(call, call.arguments[3], min(size, _LONGEST_SOCKET_OPTION))
+        if endpoint.state is State.LISTENING and endpoint.real is not None:
+            self._setHere(call, endpoint, [endpoint.real, sock], level, name, value)
+        elif endpoint.state in (State.CONNECTING, State.CONNECTED) and core.isServed(endpoint):
+            copy = sock.dup()
+            event = SetsockoptNotify(core.nextEvent(), endpoint.id, level, name, value)
+
+            def answered(error: int, _: bytes) -> None:
+                with copy:
+                    if error:
+                        core.fail(call, error)
+                    else:
+                        self._setHere(call, endpoint, [copy], level, name, value)
+
+            core.ask(event, answered)
+        else:
+            self._setHere(call, endpoint, [sock], level, name, value)
+
+    def _setHere(
+        self, call: Notification, endpoint: Endpoint, socks: list[socket.socket], level: int, name: int, value: bytes
+    ) -> None:
+        core = self._core
+        try:
+            caller = Caller.of(call.pid)
+            core.listener.check(call)
+            with core.rights.of(caller):
+                for sock in socks:
+                    if (level, name) == (socket.IPPROTO_TCP, socket.TCP_NODELAY) and sock is endpoint.real:
+                        continue
+                    sock.setsockopt(level, name, value)
+        except Gone:
+            return
+        except OSError as error:
+            core.fail(call, error.errno or EIO)
+            return
+        core.succeed(call)
+
+    # getsockopt(2)
+
+    def get(self, call: Notification, endpoint: Endpoint, sock: socket.socket) -> None:
+        """Get an option that is not the kernel's to tell."""
+        core = self._core
+        level, name = call.integer(1), call.integer(2)
+        if level == IPPROTO_TLS:
+            self._getTLS(call, endpoint, name)
+        elif level == socket.SOL_SOCKET and name == SO_PROTOCOL:
+            self._writeInteger(call, IPPROTO_TLS)
+        elif level == socket.SOL_SOCKET and name == socket.SO_ERROR:
+            self._writeInteger(call, self._takeError(endpoint, sock))
+        else:
+            core.refuse(call, endpoint, ENOPROTOOPT, "an option that could bypass TLS is not available")
+
+    def _takeError(self, endpoint: Endpoint, sock: socket.socket) -> int:
+        kernel = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if endpoint.state is State.CONNECTED:
+            return kernel
+        if endpoint.state is State.DEAD:
+            return ENETDOWN
+        error, endpoint.error = endpoint.error, 0
+        return error
+
+    def _writeInteger(self, call: Notification, value: int) -> None:
+        """As the kernel writes a C{int}: no more than there is room for."""
+        room = self._core.readInteger(call, call.arguments[4])
+        if room < 0:
+            self._core.fail(call, EINVAL)
+            return
+        data = struct.pack("=i", value)[:room]
+        self._core.listener.write(call, call.arguments[3], data)
+        self._core.listener.write(call, call.arguments[4], struct.pack("=i", len(data)))
+        self._core.succeed(call)
+
+    def _getTLS(self, call: Notification, endpoint: Endpoint, name: int) -> None:
+        core = self._core
+        room = core.readInteger(call, call.arguments[4])
+        if room < 0:
+            core.fail(call, EINVAL)
+        elif name == Option.TLS_ERROR and (endpoint.reason or not core.isServed(endpoint)):
+            reason = endpoint.reason or "the daemon that served this socket is gone"
+            self._writeValue(call, endpoint, room, reason.encode("utf-8", "replace") + b"\0")
+        elif endpoint.refused or not core.isServed(endpoint):
+            core.refuse(call, endpoint, endpoint.refused or ENETDOWN, "the daemon does not serve this socket")
+        else:
+            event = GetsockoptNotify(core.nextEvent(), endpoint.id, IPPROTO_TLS, name)
+            core.ask(event, lambda error, value: self._got(call, endpoint, room, error, value))
+
+    def _got(self, call: Notification, endpoint: Endpoint, room: int, error: int, value: bytes) -> None:
+        if error:
+            self._core.fail(call, error)
+            return
+        try:
+            self._writeValue(call, endpoint, room, value)
+        except Gone:
+            return
+        except OSError as problem:
+            self._core.fail(call, problem.errno or EIO)
+
+    def _writeValue(self, call: Notification, endpoint: Endpoint, room: int, value: bytes) -> None:
+        """Write the whole value, or say how long it is."""
+        core = self._core
+        if room >= len(value):
+            core.listener.write(call, call.arguments[3], value)
+        core.listener.write(call, call.arguments[4], struct.pack("=i", len(value)))
+        if room < len(value):
+            core.fail(call, ERANGE)
+        else:
+            core.succeed(call)
