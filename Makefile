@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+#
+# `make demo` and `make test` do all they need by themselves: a virtual environment in .venv with the project in it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+RUN = PYTHONPATH=$(CURDIR) $(BIN)
+TRIAL_ARGUMENTS ?=
+TESTS ?= ssa.test
+STAMP = $(VENV)/.installed
+DEV_STAMP = $(VENV)/.installed-dev
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help venv demo test test-noninterference bench soak docs lint wheel-check clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    TLS by socket(2), shown with a throw-away CA"
+	@echo "make test    the whole test suite"
+	@echo "make test-noninterference   CPython's own tests with and without ssa run"
+	@echo "make bench   the relay against stunnel, haproxy, nginx (as root: installs them)"
+	@echo "make soak    10,000 connections, then look for leaks"
+	@echo "make lint    ruff, mypy, pydoctor, Sphinx"
+	@echo "make docs    build/html and build/man"
+	@echo "make wheel-check   build a wheel and use it outside of this tree"
+	@echo "make venv    only the virtual environment"
+	@echo "make clean   remove all that was made here"
+
+venv: $(STAMP)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or later is needed: $$($(PYTHON) --version 2>&1 || echo 'no $(PYTHON)')." \
+	         "Set PYTHON=... to another one, or install the package python3." >&2; exit 1; }
+	@if $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then $(PYTHON) -m venv $(VENV); \
+	elif $(PYTHON) -c 'import virtualenv' 2>/dev/null; then $(PYTHON) -m virtualenv --quiet $(VENV); \
+	elif command -v virtualenv >/dev/null; then virtualenv --quiet -p $(PYTHON) $(VENV); \
+	else echo "Python's venv module is missing: apt-get install python3-venv (or virtualenv)." >&2; exit 1; fi
+
+$(STAMP): setup.py pyproject.toml ssa/version.py | $(VENV)/bin/python
+	$(PIP) install --editable '.[test]'
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	$(PIP) install --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(RUN)/python -m ssa.demo
+
+test: $(STAMP)
+	$(RUN)/trial --temp-directory=build/trial $(TRIAL_ARGUMENTS) $(TESTS)
+
+test-noninterference: $(STAMP)
+	$(RUN)/python benchmarks/noninterference.py
+
+bench: $(STAMP)
+	$(RUN)/python benchmarks/bench.py
+
+soak: $(STAMP)
+	$(RUN)/python benchmarks/soak.py
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pydoctor
+	$(MAKE) docs
+
+docs: $(DEV_STAMP)
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/html
+	$(BIN)/sphinx-build -q -W --keep-going -b man docs build/man
+
+wheel-check: $(DEV_STAMP)
+	PYTHON=$(BIN)/python sh .ci/wheel-check
+
+clean:
+	rm -rf $(VENV) build dist ssa.egg-info _trial_temp .mypy_cache .ruff_cache
+	find ssa twisted benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
