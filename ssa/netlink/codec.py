@@ -56,8 +56,8 @@ _ERROR = struct.Struct("=i")
 HEADER_SIZE = _HEADER.size
 GENERIC_HEADER_SIZE = _GENERIC.size
 
-Buffer = Union[bytes, bytearray, memoryview]
-Value = Union[int, str, bytes, bool, Mapping[str, "Value"], Sequence["Value"]]
+Buffer = bytes | bytearray | memoryview
+Value = Union[int, str, bytes, bool, Mapping[str, "Value"], Sequence["Value"]]  # noqa: UP007 - it names itself
 """What an attribute holds.  Nested: a mapping by name.  Indexed arrays and those that may repeat: a sequence."""
 
 

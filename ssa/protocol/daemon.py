@@ -114,8 +114,6 @@ class DaemonEnd:
 
     @ivar peerUID: the user id of the interceptor's process.
     @ivar peerPID: its process id.
-    @ivar registered: fires with L{None} when the interceptor has acknowledged our REGISTER; fails with L{SSAError}
-        (ENETDOWN) if the link ends before.
     """
 
     _log = Logger()
@@ -125,7 +123,7 @@ class DaemonEnd:
         reactor: Any,
         sock: socket.socket,
         receiver: IEventReceiver,
-        limits: LinkLimits = LinkLimits(),  # noqa: B008 - it is frozen
+        limits: LinkLimits = LinkLimits(),
     ) -> None:
         """
         Send REGISTER and begin to receive events.
@@ -144,9 +142,7 @@ class DaemonEnd:
         self._isLost = False
         self._bounded = BoundedLog(self._log)
         self._link = Link(reactor, sock, self)
-        self.registered: Deferred[None] = self._ask(Register())
-        # Whoever is interested adds callbacks; without an acknowledgement the link ends here.
-        self.registered.addErrback(self._registrationFailed)
+        self._ask(Register()).addErrback(self._registrationFailed)
 
     @property
     def isLost(self) -> bool:
@@ -224,11 +220,11 @@ class DaemonEnd:
             self._answer(pending, failure(event, error.errno))
             return
         except Exception:
-            self._log.failure("{kind} failed", kind=type(event).__name__)
+            self._bounded.failure("{kind} failed", kind=type(event).__name__)
             self._answer(pending, failure(event, EIO))
             return
         if not isinstance(work, Deferred):
-            self._log.error("{kind} was not answered with a Deferred", kind=type(event).__name__)
+            self._bounded.warn("{kind} was not answered with a Deferred", kind=type(event).__name__)
             self._answer(pending, failure(event, EIO))
             return
         pending.work = work
@@ -266,15 +262,15 @@ class DaemonEnd:
         try:
             work = self._receiver.eventReceived(self, event)
         except Exception:
-            self._log.failure("{kind} failed", kind=type(event).__name__)
+            self._bounded.failure("{kind} failed", kind=type(event).__name__)
             return
         if isinstance(work, Deferred):
-            work.addErrback(lambda reason: self._log.failure("{kind} failed", reason, kind=type(event).__name__))
+            work.addErrback(lambda reason: self._bounded.failure("{kind} failed", reason, kind=type(event).__name__))
 
     def _succeeded(self, answer: Answer, pending: _PendingEvent) -> None:
         if not isAnswerTo(pending.event, answer):
             if self._isPending(pending):
-                self._log.error(
+                self._bounded.warn(
                     "{kind} was answered with {answer}",
                     kind=type(pending.event).__name__,
                     answer=type(answer).__name__,
@@ -290,7 +286,7 @@ class DaemonEnd:
         if isinstance(error, SSAError):
             self._answer(pending, failure(pending.event, error.errno))
             return
-        self._log.failure("{kind} failed", reason, kind=type(pending.event).__name__)
+        self._bounded.failure("{kind} failed", reason, kind=type(pending.event).__name__)
         self._answer(pending, failure(pending.event, EIO))
 
     def _timedOut(self, pending: _PendingEvent) -> None:
@@ -314,7 +310,7 @@ class DaemonEnd:
         try:
             self._link.sendMessage(answer)
         except CodecError:
-            self._log.failure("the answer to {kind} cannot be encoded", kind=type(pending.event).__name__)
+            self._bounded.failure("the answer to {kind} cannot be encoded", kind=type(pending.event).__name__)
             self._send(failure(pending.event, EIO))
         except OSError as error:
             self._bounded.warn("a value cannot be sent: {error}", error=error.strerror)
@@ -420,11 +416,11 @@ class DaemonEnd:
         else:
             result.callback(value)
 
-    def _registrationFailed(self, reason: Failure) -> Failure:
+    def _registrationFailed(self, reason: Failure) -> None:
+        """Without an acknowledgement in time there is no link."""
         if not self._isLost:
-            self._bounded.warn("process {pid} refused to register: {why}", pid=self.peerPID, why=str(reason.value))
+            self._bounded.warn("process {pid} did not register: {why}", pid=self.peerPID, why=str(reason.value))
             self._link.end("the interceptor did not register")
-        return reason
 
     def _stopTimer(self, pending: _PendingEvent | _PendingRequest) -> None:
         if pending.timeout is not None:

@@ -218,13 +218,13 @@ class InterceptorEnd:
             try:
                 reply, fd = toReply(result)
             except (TypeError, ValueError, AttributeError):
-                self._log.failure("{request} gave a wrong result", request=request.command.name)
+                self._bounded.failure("{request} gave a wrong result", request=request.command.name)
                 self._refuse(request, sequence, EIO, "the interceptor failed")
                 return
             try:
                 self._link.sendMessage(reply, sequence, [fd])
             except CodecError:
-                self._log.failure("the result of {request} cannot be encoded", request=request.command.name)
+                self._bounded.failure("the result of {request} cannot be encoded", request=request.command.name)
                 self._refuse(request, sequence, EIO, "the interceptor failed")
 
         def failed(reason: Failure) -> None:
@@ -232,7 +232,7 @@ class InterceptorEnd:
             if isinstance(error, SSAError):
                 self._refuse(request, sequence, error.errno, error.reason)
                 return
-            self._log.failure("{request} failed", failure=reason, request=request.command.name)
+            self._bounded.failure("{request} failed", reason, request=request.command.name)
             self._refuse(request, sequence, EIO, "the interceptor failed")
 
         def done(_: object) -> None:

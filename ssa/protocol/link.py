@@ -21,7 +21,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ssa.netlink.codec import Buffer, BadValueError, CodecError, TruncatedError
+from ssa.netlink.codec import BadValueError, Buffer, CodecError, TruncatedError
 from ssa.protocol.memfd import LARGEST_INLINE, createMemoryFile, readMemoryFile
 from ssa.protocol.messages import Message, Reply, decodeFrame
 
@@ -70,8 +70,16 @@ class BoundedLog:
     def warn(self, format: str, **values: Any) -> None:
         """Log a warning, as L{Logger.warn<twisted.logger.Logger.warn>} does."""
         if self._left > 0:
-            self._left -= 1
-            self._log.warn(format if self._left else format + " (nothing more is logged about this link)", **values)
+            self._log.warn(self._counted(format), **values)
+
+    def failure(self, format: str, reason: Failure | None = None, **values: Any) -> None:
+        """Log a failure, as L{Logger.failure<twisted.logger.Logger.failure>} does."""
+        if self._left > 0:
+            self._log.failure(self._counted(format), reason, **values)
+
+    def _counted(self, format: str) -> str:
+        self._left -= 1
+        return format if self._left else format + " (nothing more is logged about this link)"
 
 
 def closeDescriptors(fds: list[int]) -> None:

@@ -161,19 +161,21 @@ SHAPES: dict[Attribute, Shape] = {
 }
 
 
-def _join(value: Any) -> bytes:
-    data = b"".join(value)
-    if len(data) > MAXIMUM_VALUE:
-        raise BadValueError(f"an option's value has at most {MAXIMUM_VALUE} bytes, not {len(data)}")
-    return data
-
-
-def _cut(value: bytes) -> list[bytes]:
+def _isValue(value: Any) -> bytes:
     if not isinstance(value, bytes):
         raise BadValueError("an option's value is bytes")
     if len(value) > MAXIMUM_VALUE:
         raise BadValueError(f"an option's value has at most {MAXIMUM_VALUE} bytes, not {len(value)}")
+    return value
+
+
+def _cut(value: Any) -> list[bytes]:
+    _isValue(value)
     return [value[start : start + MAXIMUM_PAYLOAD] for start in range(0, len(value) or 1, MAXIMUM_PAYLOAD)]
+
+
+def _join(value: Any) -> bytes:
+    return _isValue(b"".join(value))
 
 
 def _toAddress(value: Any) -> Address:
@@ -306,7 +308,10 @@ class Message:
         values: dict[str, Value] = {}
         for name, attribute, key, default, _, convert in self.parts:
             value = getattr(self, name)
-            if (default is not MISSING and value == default) or (detached and attribute is Attribute.OPTVAL):
+            if default is not MISSING and value == default:
+                continue
+            if detached and attribute is Attribute.OPTVAL:
+                _isValue(value)
                 continue
             values[key] = value if convert is None else convert(value)
         payload = GenericMessage(self.command, PROTOCOL_VERSION, self.table.encode(values)).encode()
@@ -631,7 +636,11 @@ class Register(Request):
 @_message(Command.NEXT)
 @dataclass(frozen=True)
 class Next(Request):
-    """Netlink only: the next event, or ENOENT where there is none.  The kernel sends a kick (NEXT to the group "notify") for it."""
+    """
+    Netlink only: the next event, or ENOENT where there is none.
+
+    The kernel sends NEXT to the group "notify" when there is one.
+    """
 
 
 @_message(Command.FETCH)
