@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""Tests of L{ssa.policy}: what a file may say, and what is said about one that is wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import fields
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from ssa.policy.parser import ConfigurationError, loadPolicy, parsePolicy
+from ssa.policy.profile import TLS_1_2, TLS_1_3, Caller, Limits, Policy, Profile
+from ssa.policy.schema import KEYS
+from ssa.tls.ciphers import CIPHERS, checkCipherList
+
+CONF = os.path.join(os.path.dirname(__file__), "..", "..", "conf", "ssa.conf")
+
+
+class DefaultFileTests(SynchronousTestCase):
+    """conf/ssa.conf shows the built-in defaults."""
+
+    def test_isTheDefault(self) -> None:
+        """The file that is shipped means what no file at all means."""
+        policy = loadPolicy(CONF)
+        self.assertEqual(policy.default, Profile())
+        self.assertEqual(Policy().profileFor(Caller(1000), None, 443), Profile())
+
+    def test_showsEveryKey(self) -> None:
+        """Each key of the schema is there once, and says where it comes from."""
+        with open(CONF, encoding="utf-8") as file:
+            text = file.read()
+        shown = re.findall(r"^(\w+) =", text, re.MULTILINE)
+        self.assertEqual(sorted(shown), sorted(KEYS))
+        lines = text.splitlines()
+        for key, (name, line) in loadPolicy(CONF).origins.items():
+            self.assertEqual(name, CONF)
+            self.assertTrue(lines[line - 1].startswith(f"{key} ="))
+
+    def test_everyFieldHasAKey(self) -> None:
+        """The schema sets every field of the profile, except those that it cannot yet."""
+        set_ = {key.field for key in KEYS.values()}
+        profile = {field.name for field in fields(Profile)} - {"limits", "certificates", "groups"}
+        limits = {field.name for field in fields(Limits)}
+        self.assertEqual(set_ - {"certPaths", "keyPaths"}, profile | limits)
+        self.assertEqual({key.field for key in KEYS.values() if key.isLimit}, limits)
+
+
+class ParseTests(SynchronousTestCase):
+    """Texts, right and wrong."""
+
+    def errors(self, *texts: str) -> list[str]:
+        with self.assertRaises(ConfigurationError) as caught:
+            parsePolicy([(f"f{number}", text) for number, text in enumerate(texts, 1)])
+        return list(caught.exception.errors)
+
+    def profile(self, *texts: str) -> Profile:
+        return parsePolicy([(f"f{number}", text) for number, text in enumerate(texts, 1)]).default
+
+    def test_values(self) -> None:
+        """Values of each kind arrive in the profile."""
+        profile = self.profile(
+            "[default]\n# comment\nMinProtocol = TLSv1.3\nAppCustomValidation=off\nHandshakeTimeout = 2.5\n"
+            "CertPath = /a:/b\nKeyPath = /c:/d\nMaxSockets = 7\nTruncation = allow\nTrustStoreLocation = /x # y\n"
+        )
+        self.assertEqual((profile.minProtocol, profile.maxProtocol), (TLS_1_3, TLS_1_3))
+        self.assertFalse(profile.appCustomValidation)
+        self.assertEqual(profile.handshakeTimeout, 2.5)
+        self.assertEqual(profile.certificates, (("/a", "/c"), ("/b", "/d")))
+        self.assertEqual(profile.limits, Limits(maxSockets=7))
+        self.assertEqual(profile.truncation, "allow")
+        self.assertEqual(profile.trustStore, "/x # y")
+
+    def test_laterFileWins(self) -> None:
+        """A drop-in changes what it names and nothing else."""
+        profile = self.profile("[default]\nMaxSockets = 7\nMaxHandshakes = 8\n", "[default]\nMaxSockets = 9\n")
+        self.assertEqual(profile.limits, Limits(maxSockets=9, maxHandshakes=8))
+        self.assertEqual(self.profile(""), Profile())
+
+    def test_allErrors(self) -> None:
+        """Every error of every file is reported with its place."""
+        errors = self.errors(
+            "MaxSockets = 1\n"
+            "[default]\n"
+            "MaxSocket = 1\n"
+            "MinProtocol = TLSv1\n"
+            "rubbish\n"
+            "MaxSockets = 5\n"
+            "MaxSockets = 6\n"
+            "  indented = 1\n"
+            "[other]\n"
+            "Anything = 1\n"
+            "[profile web]\n"
+            "Application = /usr/bin/x\n"
+            "[default]\n"
+            "MaxHandshakes = 0\n",
+            "[default]\nTruncation = maybe\nHandshakeTimeout = soon\nCertPath = a\n",
+        )
+        places = [error.partition(": ")[0] for error in errors]
+        self.assertEqual(
+            places, ["f1:1", "f1:3", "f1:4", "f1:5", "f1:7", "f1:8", "f1:9", "f1:11", "f1:13", "f2:2", "f2:3", "f2:4"]
+        )
+        self.assertIn("[default] MaxSocket: there is no such key; do you mean MaxSockets?", errors[1])
+        self.assertIn("[default] MinProtocol: 'TLSv1' is no protocol that is allowed; allowed are TLSv1.2 and", errors[2])
+        self.assertIn("[default] MaxSockets: the key is repeated", errors[4])
+        self.assertIn("[profile web]: this version does not support profiles yet", errors[7])
+        self.assertIn("[default]: the section is repeated", errors[8])
+        self.assertIn("error and allow", errors[9])
+
+    def test_together(self) -> None:
+        """Keys that contradict each other."""
+        for text, key in (
+            ("MinProtocol = TLSv1.3\nMaxProtocol = TLSv1.2", "MinProtocol"),
+            ("CertPath = /a:/b\nKeyPath = /c", "CertPath"),
+            ("KeyPath = /c", "KeyPath"),
+        ):
+            (error,) = self.errors(f"[default]\n{text}\n")
+            self.assertIn(f"[default] {key}: ", error)
+
+    def test_badValues(self) -> None:
+        """What is out of range or of the wrong kind."""
+        for key, value in (
+            ("CertVerificationDepth", "101"),
+            ("CertVerificationDepth", "-1"),
+            ("CertVerificationDepth", "\u0661"),
+            ("MaxSockets", "1e3"),
+            ("HandshakeTimeout", "nan"),
+            ("HandshakeTimeout", "inf"),
+            ("HandshakeTimeout", "0"),
+            ("AppCustomValidation", "yes"),
+            ("TrustStoreLocation", "relative"),
+            ("CipherSuites", ""),
+            ("CipherSuites", "TLS_AES_128_CCM_8_SHA256"),
+            ("CipherSuites", "TLS_SHA256_SHA256"),
+        ):
+            (error,) = self.errors(f"[default]\n{key} = {value}\n")
+            self.assertTrue(error.startswith(f"f1:2: [default] {key}: "), error)
+
+    def test_weakCiphers(self) -> None:
+        """A list that lets in anything without forward secrecy or authenticated encryption names it."""
+        for text, word in (
+            ("AES128-GCM-SHA256", "AES128-GCM-SHA256"),
+            ("ECDHE-RSA-AES128-SHA", "ECDHE-RSA-AES128-SHA"),
+            ("ECDHE-RSA-AES128-SHA256", "ECDHE-RSA-AES128-SHA256"),
+            ("NULL-SHA256", "NULL-SHA256"),
+            ("aNULL", "lets in"),
+            ("ALL", "and others"),
+            ("DEFAULT", "and others"),
+            ("ECDHE+AESGCM:AES256-SHA", "AES256-SHA"),
+            ("PSK-AES128-GCM-SHA256", "PSK"),
+            ("ECDHE+AESGCM:NONSENSE", "NONSENSE"),
+            ("ECDHE+AESGCM:@SECLEVEL=0", "SECLEVEL"),
+            ("!ALL", "no cipher"),
+            ("", "no cipher"),
+            ("ECDHE\u00e9", "ASCII"),
+        ):
+            self.assertIn(word, checkCipherList(text), text)
+        for text in (Profile().cipherList, "ECDHE+AESGCM", "ECDHE+CHACHA20:ECDHE+AESGCM", "DHE+AESGCM:!aNULL:!aDSS:!PSK"):
+            self.assertEqual(checkCipherList(text), "", text)
+
+    def test_cipherNames(self) -> None:
+        """Every name in the table of ciphers is one that OpenSSL, where it has the cipher, knows by that name."""
+        for name in CIPHERS:
+            problem = checkCipherList(name)
+            self.assertTrue(not problem or "OpenSSL knows no" in problem, problem)
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.text(alphabet=st.sampled_from("[]= \t\n#;defaultprofileMaxSock1:%(\x85\u2028\x0c"), max_size=80))
+    def test_anyText(self, text: str) -> None:
+        """Any text gives a policy or errors with places, never another exception."""
+        try:
+            parsePolicy([("f", text)])
+        except ConfigurationError as error:
+            self.assertTrue(error.errors)
+            for line in error.errors:
+                self.assertRegex(line, r"^f:\d+: ")
+
+
+class LoadTests(SynchronousTestCase):
+    """Files and drop-ins."""
+
+    def write(self, path: str, text: str | bytes) -> str:
+        with open(path, "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
+        return path
+
+    def test_dropIns(self) -> None:
+        """Drop-ins come in the order of their names; other files are left alone."""
+        path = self.write(self.mktemp(), "[default]\nMaxSockets = 1\nMinProtocol = TLSv1.2\n")
+        os.mkdir(path + ".d")
+        self.write(path + ".d/20.conf", "[default]\nMaxSockets = 3\n")
+        self.write(path + ".d/10.conf", "[default]\nMaxSockets = 2\nMaxAddresses = 4\n")
+        self.write(path + ".d/30.conf~", "rubbish")
+        policy = loadPolicy(path)
+        self.assertEqual(policy.default, Profile(minProtocol=TLS_1_2, limits=Limits(maxSockets=3, maxAddresses=4)))
+        self.assertEqual(policy.origins["MaxSockets"], (path + ".d/20.conf", 2))
+
+    def test_missing(self) -> None:
+        """A file that is missing is an error, or no policy of its own, as the caller wants."""
+        path = self.mktemp()
+        self.assertEqual(loadPolicy(path, required=False).default, Profile())
+        self.assertRaises(ConfigurationError, loadPolicy, path)
+
+    def test_unreadable(self) -> None:
+        """A directory, a device, a text that is not UTF-8: errors that name the file."""
+        directory = self.mktemp()
+        os.mkdir(directory)
+        for path in (directory, "/dev/null", self.write(self.mktemp(), b"[default]\n\xff")):
+            with self.assertRaises(ConfigurationError) as caught:
+                loadPolicy(path)
+            self.assertIn(path, str(caught.exception))
