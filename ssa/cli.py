@@ -16,7 +16,7 @@ from ssa.version import __version__
 
 _RUN_OPTIONS_WITH_VALUE = ("--config", "--daemon", "--way")
 
-DEFAULT_CONFIGURATION = "/etc/ssa/ssa.conf"
+DEFAULT_CONFIGURATION = "/etc/ssa.conf"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,12 +90,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from ssa.policy.parser import ConfigurationError, load
+    from ssa.policy.parser import ConfigurationError, loadPolicy
 
     try:
-        load(arguments.file)
+        loadPolicy(arguments.file)
     except ConfigurationError as failure:
-        print(failure, file=sys.stderr)
+        print(*failure.errors, sep="\n", file=sys.stderr)
         return 1
     return 0
 

@@ -125,11 +125,12 @@ class Program:
         """
         self._children[pid] = ended
 
-    def start(self) -> None:
+    def start(self) -> bool:
         """
         Let the program be executed, and wait until it is (or is not).
 
-        @raise StartFailed: it was not found, is not executable, or a signal ended it before.
+        @return: False: it was not found or is not executable.  The front has been told; the process that was to execute it
+            ends like any other child.
         """
         try:
             self._control.send(b"go", socket.MSG_NOSIGNAL)
@@ -139,9 +140,11 @@ class Program:
         self._control.close()
         if answer:
             status, text = describeFailure(self._name, int(answer.split()[1]))
-            self.refuse(text, status)
+            self._report(f"failed {status} {text}")
+            return False
         self.started = True
         self._report(f"started {self.pid}", [self.pidfd])
+        return True
 
     def refuse(self, text: str, status: int = EXIT_OWN_FAILURE) -> NoReturn:
         """

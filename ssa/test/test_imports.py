@@ -33,8 +33,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ssa.tls.*",),
     # What a program may say about its socket.
     ("ssa.options",),
+    # What its values mean: certificates, keys, names.
+    ("ssa.tls.certificates", "ssa.tls.identity", "ssa.tls.trust"),
     # Policy: from ssa.conf to a profile.
     ("ssa.policy.*",),
+    # Names of ciphers, which a policy checks.
+    ("ssa.tls.ciphers",),
     # Words that everybody uses.
     ("ssa.protocol.messages", "ssa.protocol.numbers"),
     ("ssa.interfaces",),

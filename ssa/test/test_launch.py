@@ -47,7 +47,8 @@ def supervise(program):
     if os.environ.get("TEST_BREAK"):
         raise ValueError("broken")
     reactor = Reactor()
-    program.start()
+    if not program.start():
+        return
     program.attach(reactor)
     while program.status is None:
         for key, _ in reactor.selector.select():
