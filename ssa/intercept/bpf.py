@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from errno import ENOSYS
 
@@ -50,6 +51,7 @@ _SOCKET_OPTIONS_LIVE = {
         12,  # SO_PRIORITY
         socket.SO_SNDBUF,
         socket.SO_RCVBUF,
+        socket.SO_BINDTODEVICE,
         60,  # SO_ZEROCOPY
     ),
     socket.IPPROTO_TCP: (
@@ -70,7 +72,7 @@ _SOCKET_OPTIONS_LIVE = {
     socket.IPPROTO_IPV6: (socket.IPV6_TCLASS, socket.IPV6_UNICAST_HOPS, 1),  # 1: IPV6_ADDRFORM
 }
 _SOCKET_OPTIONS_READ = {
-    socket.SOL_SOCKET: (socket.SO_ERROR, SO_PROTOCOL),
+    socket.SOL_SOCKET: (socket.SO_ERROR, SO_PROTOCOL, socket.SO_BINDTODEVICE),
     socket.IPPROTO_TCP: (19, 31, 35),  # TCP_REPAIR, TCP_ULP, TCP_ZEROCOPY_RECEIVE
 }
 
@@ -178,7 +180,7 @@ def seccompFilter(machine: Architecture, emulateNames: bool = False) -> bytes:
     return a.build()
 
 
-def _options(a: Assembler, table: dict[int, tuple[int, ...]], prefix: str) -> None:
+def _options(a: Assembler, table: Mapping[int, tuple[int, ...]], prefix: str) -> None:
     """Notify of level IPPROTO_TLS, of SOL_TLS, and of the options in a table; allow all else."""
     a.load(_argument(1))
     a.equal(IPPROTO_TLS, "notify")

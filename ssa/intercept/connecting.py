@@ -115,6 +115,8 @@ class Connecting:
             real = socket.socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
                 carry(endpoint.home.defaults, sock, real)
+                if endpoint.device:
+                    real.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, endpoint.device)
                 real.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if bind is not None:
                     _rawBind(real, bind)
@@ -397,7 +399,7 @@ class Connecting:
                     self._core.reset(program)
                     bound = endpoint.bound is not None and endpoint.bound.port != 0
                     attempt = network.hold(program, bound, external, remote)
-            plain = network.release(attempt)
+            plain = network.release(attempt, lambda: self._core.findAgain(endpoint))
         except OSError as error:
             raise SSAError(ECONNABORTED, f"the program's end is gone: {error.strerror}") from error
         endpoint.state = State.CONNECTED

@@ -110,6 +110,7 @@ class Endpoint:
     @ivar remote: the peer's address.
     @ivar target: where the program wants to connect to.
     @ivar attempt: what holds the program's socket in SYN_SENT.
+    @ivar device: the interface that the program bound it to (SO_BINDTODEVICE), NUL-terminated, or b"".
     @ivar caller: who connects or listens.
     @ivar pid: the thread that connected, to find the socket again.
     @ivar fd: the number that it used.
@@ -136,6 +137,7 @@ class Endpoint:
     remote: InternetAddress | None = None
     target: Address | None = None
     attempt: Attempt | None = None
+    device: bytes = b""
     caller: Caller | None = None
     pid: int = 0
     fd: int = -1

@@ -113,6 +113,8 @@ class Listening:
                 if endpoint.bound is not None:
                     endpoint.real.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     endpoint.real.bind(endpoint.bound.forSocket())
+            if endpoint.device:
+                endpoint.real.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, endpoint.device)
             if endpoint.state is State.NEW:
                 carry(endpoint.home.defaults, sock, endpoint.real)
             endpoint.real.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

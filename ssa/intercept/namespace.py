@@ -31,14 +31,14 @@ _RTM_NEWROUTE = 24
 _RTM_NEWLINK = 16
 _NLM_F_REQUEST_ACK = 0x5
 _NLM_F_CREATE = 0x400
-_NETLINK_SOCK_DIAG = 4
+NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _SOCK_DESTROY = 21
 _NLM_F_REQUEST_DUMP = 0x301
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _SYN_SENT = 2
-_DESTROY_GROUPS = 0b101  # SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY
+DESTROY_GROUPS = 0b101  # SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY
 _SO_COOKIE = 57
 _TCP_REPAIR = 19
 _IP_BIND_ADDRESS_NO_PORT = 24
@@ -123,10 +123,10 @@ class _Space:
         _makeEverythingLocal()
         for name, value in _SETTINGS.items():
             _set(name, value)
-        self.destroyed = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+        self.destroyed = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
         self.destroyed.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self.destroyed.bind((0, _DESTROY_GROUPS))
-        self.diagnosis = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+        self.destroyed.bind((0, DESTROY_GROUPS))
+        self.diagnosis = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
         self.ports = os.open("/proc/sys/net/ipv4/ip_local_port_range", os.O_WRONLY | os.O_CLOEXEC)
 
 
@@ -400,33 +400,34 @@ class NamespaceHelper:
         found = []
         for space in self._networks[network]:
             self._enter(space)
-            found += [cookie for cookie, _, _, _ in _dump(space, 0xFFFFFFFF)]
+            found += [cookie for cookie, _, _, _ in dumpSockets(space.diagnosis, 0xFFFFFFFF)]
         return found, []
 
     def _abandon(self, space: _Space) -> None:
         """End every attempt of the front that still waits."""
-        for cookie, family, ours, theirs in _dump(space, 1 << _SYN_SENT):
+        for cookie, family, ours, theirs in dumpSockets(space.diagnosis, 1 << _SYN_SENT):
             try:
                 self._destroyRaw(space, cookie, family, ours, theirs)
             except OSError:
                 continue  # it has ended by itself meanwhile
 
 
-def _dump(space: _Space, states: int) -> list[tuple[int, int, bytes, bytes]]:
+def dumpSockets(diagnosis: socket.socket, states: int) -> list[tuple[int, int, bytes, bytes]]:
     """
     The TCP sockets of a namespace (SOCK_DIAG_BY_FAMILY of sock_diag(7)).
 
+    @param diagnosis: a NETLINK_SOCK_DIAG socket of that namespace.
     @param states: a mask of C{1 << state}.
     @return: of each its cookie, its family, and its two addresses: the packed host and the port.
     """
     found: list[tuple[int, int, bytes, bytes]] = []
     for family in (socket.AF_INET, socket.AF_INET6):
         body = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, states) + bytes(48)
-        space.diagnosis.send(struct.pack("=IHHII", 16 + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0) + body)
+        diagnosis.send(struct.pack("=IHHII", 16 + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0) + body)
         length = 4 if family == socket.AF_INET else 16
         done = False
         while not done:
-            data = space.diagnosis.recv(1 << 20)
+            data = diagnosis.recv(1 << 20)
             while len(data) >= 16 and not done:
                 size, kind = struct.unpack_from("=IH", data)
                 done = kind in (_NLMSG_ERROR, _NLMSG_DONE) or size < 16

@@ -62,7 +62,7 @@ class IPrivateNetwork(Interface):
         @param bound: whether L{bind} was called for it.
         """
 
-    def release(attempt: Attempt) -> socket.socket:
+    def release(attempt: Attempt, find: Finder) -> socket.socket:
         """
         Complete an attempt.
 
@@ -190,7 +190,7 @@ class NamespaceNetwork:
         self._helper.call("hold", self._number, bound, ours, theirs, sockets=(sock,))
         return Attempt(socketCookie(sock), ours, theirs)
 
-    def release(self, attempt: Attempt) -> socket.socket:
+    def release(self, attempt: Attempt, find: Finder) -> socket.socket:
         _, (plain,) = self._helper.call("release", self._number, attempt.local, attempt.remote)
         return plain
 

@@ -174,7 +174,7 @@ class NotificationListener:
         """
         request = bytearray(_ADDITION.pack(call.id, _ADDFD_SEND, fd, 0, os.O_CLOEXEC if closeOnExec else 0))
         try:
-            return fcntl.ioctl(self.fd, _ADD_DESCRIPTOR, request, True)
+            return int(fcntl.ioctl(self.fd, _ADD_DESCRIPTOR, request, True))
         except OSError as error:
             if error.errno == ENOENT:
                 raise Gone from error

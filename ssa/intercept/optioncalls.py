@@ -110,6 +110,9 @@ class OptionCalls:
         """
         core = self._core
         value = core.listener.read(call, call.arguments[3], min(size, _LONGEST_SOCKET_OPTION))
+        if (level, name) == (socket.SOL_SOCKET, socket.SO_BINDTODEVICE):
+            self._bindToDevice(call, endpoint, value)
+            return
         if endpoint.state is State.LISTENING and endpoint.real is not None:
             self._setHere(call, endpoint, [endpoint.real, sock], level, name, value)
         elif endpoint.state in (State.CONNECTING, State.CONNECTED) and core.isServed(endpoint):
@@ -126,6 +129,16 @@ class OptionCalls:
             core.ask(event, answered)
         else:
             self._setHere(call, endpoint, [sock], level, name, value)
+
+    def _bindToDevice(self, call: Notification, endpoint: Endpoint, value: bytes) -> None:
+        """The interface is one of the program's network namespace: only the real socket knows it."""
+        core = self._core
+        caller = Caller.of(call.pid)
+        core.listener.check(call)
+        with core.rights.of(caller, endpoint.home.fd), socket.socket(endpoint.family, socket.SOCK_STREAM) as probe:
+            (endpoint.real or probe).setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, value)
+        endpoint.device = value.split(b"\0")[0][:15] + b"\0" if value.strip(b"\0") else b""
+        core.succeed(call)
 
     def _setHere(
         self, call: Notification, endpoint: Endpoint, socks: list[socket.socket], level: int, name: int, value: bytes
@@ -158,6 +171,8 @@ class OptionCalls:
             self._writeInteger(call, IPPROTO_TLS)
         elif level == socket.SOL_SOCKET and name == socket.SO_ERROR:
             self._writeInteger(call, self._takeError(endpoint, sock))
+        elif level == socket.SOL_SOCKET and name == socket.SO_BINDTODEVICE:
+            self._writeValue(call, endpoint, core.readInteger(call, call.arguments[4]), endpoint.device)
         else:
             core.refuse(call, endpoint, ENOPROTOOPT, "an option that could bypass TLS is not available")
 
