@@ -19,7 +19,6 @@ from twisted.internet.interfaces import IReactorTime
 
 from ssa.errors import Cause
 
-
 USER_SHARE = 0.75
 """
 The part of all handshakes that the programs of one user may have in flight; root may have all.  The process id of a program

@@ -46,8 +46,8 @@ _TELLING = (
     errno.ECONNREFUSED,
 )
 """
-Errors of several addresses, the most telling first: what a peer has proved to be wrong with it says more than that it could not be
-reached.  Others, such as ENETUNREACH for a family that the machine does not have, say least.
+Errors of several addresses, the most telling first: what a peer has shown to be wrong with it says more than that it
+could not be reached.  Others, such as ENETUNREACH for a family that the machine does not have, say least.
 """
 
 

@@ -182,7 +182,7 @@ class Dispatcher:
             event.id,
             event.family,
             caller,
-            lambda id, accepted: self._add(interceptor, id, accepted),
+            lambda newID, accepted: self._add(interceptor, newID, accepted),
             self._gone,
             self._mayHaveOneMore,
         )

@@ -94,7 +94,8 @@ def runEmbedded(sock: socket.socket, configPath: str | None = None, level: str |
     Be the embedded daemon; to be called in a child process that has no reactor yet.
 
     @param sock: the daemon's end of the link, a connected SOCK_SEQPACKET socket.
-    @param configPath: of the configuration; L{None} or "": the default policy.
+    @param configPath: of the configuration; L{None} or "": the machine's, if there is one, else the built-in policy.  What an
+        administrator has decided holds without the system's daemon as well.
     @param level: the least level to log; L{None}: what L{LOG_VARIABLE} says.
     @return: never.  The process ends with 0; 1 after an error of the daemon, 78 (EX_CONFIG, sysexits.h) for a configuration
         with errors, which are written to standard error.
@@ -107,10 +108,10 @@ def runEmbedded(sock: socket.socket, configPath: str | None = None, level: str |
         # A reactor that was inherited over fork(2) shares its epoll set with the parent.
         sys.modules.pop("twisted.internet.reactor", None)
 
-        epollreactor.install()
+        epollreactor.install()  # type: ignore[no-untyped-call]
         from twisted.internet import reactor
 
-        from ssa.configuration import ConfigurationError, loadPolicy
+        from ssa.policy.parser import ConfigurationError, loadPolicy
 
         try:
             policy = loadPolicy(configPath or None)

@@ -142,18 +142,24 @@ class Server:
             except OSError:
                 return
             connection.settimeout(10)
-            thread = threading.Thread(target=self._one, args=(connection,), daemon=True)
+            # Python's ssl takes the descriptor away from the socket; this one is for the end.
+            spare = connection.dup()
+            thread = threading.Thread(target=self._one, args=(connection, spare), daemon=True)
             with self._lock:
-                self._connections.append(connection)
+                self._connections.append(spare)
                 self._threads.append(thread)
             thread.start()
 
-    def _one(self, connection: socket.socket) -> None:
+    def _one(self, connection: socket.socket, spare: socket.socket) -> None:
         try:
             with connection:
                 self._serve(connection)
         except Exception as error:
             self.errors.append(error)
+        finally:
+            with self._lock:
+                self._connections.remove(spare)
+                spare.close()
 
     def close(self) -> None:
         """End the server and its connections."""
@@ -162,10 +168,10 @@ class Server:
         self._listener.close()
         self._thread.join(5)
         with self._lock:
-            connections, threads = self._connections, self._threads
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            threads = list(self._threads)
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
         for thread in threads:
             thread.join(5)
 

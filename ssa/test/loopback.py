@@ -118,7 +118,7 @@ class LoopbackInterceptor:
         program = self.programs[self._lastID] = Program(self._lastID)
         return program
 
-    async def socket(self, family: int = socket.AF_INET) -> Program:
+    async def newSocket(self, family: int = socket.AF_INET) -> Program:
         """socket(2); raises L{SSAError}."""
         program = self._newProgram()
         event = SocketNotify(

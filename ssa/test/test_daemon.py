@@ -68,7 +68,7 @@ class DaemonCase(TestCase):
 
     async def client(self, name: str = "server.example", trust: bytes | None = None) -> Program:
         """A new socket that trusts the tests' CA."""
-        program = await self.interceptor.socket()
+        program = await self.interceptor.newSocket()
         pem = testCA().pem if trust is None else trust
         await self.interceptor.set(program, Option.TLS_TRUSTED_PEER_CERTIFICATES, pem)
         if name:
@@ -500,15 +500,15 @@ class ListenerTests(DaemonCase):
     def talk(self, port: int, name: str, data: bytes) -> tuple[bytes, str]:
         """Be a client: what came back, and the subject's common name of the server."""
         context = ssl.create_default_context(cadata=testCA().pem.decode())
-        with socket.create_connection(("127.0.0.1", port), 10) as sock:
-            with context.wrap_socket(sock, server_hostname=name) as tls:
-                tls.sendall(data)
-                got = tls.recv(65536)
-                certificate: Any = tls.getpeercert()
-                return got, dict(part[0] for part in certificate["subject"])["commonName"]
+        sock = socket.create_connection(("127.0.0.1", port), 10)
+        with context.wrap_socket(sock, server_hostname=name) as tls:
+            tls.sendall(data)
+            got = tls.recv(65536)
+            certificate: Any = tls.getpeercert()
+            return got, dict(part[0] for part in certificate["subject"])["commonName"]
 
     async def listener(self, *names: str) -> tuple[Program, InternetAddress]:
-        program = await self.interceptor.socket()
+        program = await self.interceptor.newSocket()
         for name in names:
             credential = testCA().issue([name])
             await self.interceptor.set(program, Option.TLS_CERTIFICATE_CHAIN, credential.chainPEM)
@@ -577,7 +577,7 @@ class ListenerTests(DaemonCase):
         """Another listen changes the backlog; connect on a listener is EISCONN."""
 
         async def test() -> None:
-            listener, address = await self.listener("one.example")
+            listener, _ = await self.listener("one.example")
             await self.interceptor.listen(listener, 64)
             try:
                 await self.interceptor.set(listener, Option.TLS_ALPN, b"h2")
@@ -633,7 +633,7 @@ class EndTests(DaemonCase):
                 else:
                     self.fail("a connection that was cut ended cleanly")
                 try:
-                    await self.interceptor.socket()
+                    await self.interceptor.newSocket()
                 except SSAError as error:
                     self.assertEqual(errno.ENETDOWN, error.errno)
                 else:
