@@ -26,7 +26,7 @@ from errno import (
 from typing import Any
 from unittest import mock
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import AlreadyCalledError, CancelledError, Deferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -49,7 +49,7 @@ THERE = InternetAddress(socket.AF_INET6, "::1", 443)
 
 
 class PumpedReactor(Clock):
-    """A clock that also knows descriptors; L{pump} serves the ready ones until nothing is."""
+    """A clock that also knows descriptors; L{settle} serves the ready ones until nothing is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class PumpedReactor(Clock):
     def removeWriter(self, writer: Any) -> None:
         self.writers.discard(writer)
 
-    def pump(self) -> None:
+    def settle(self) -> None:
         for _ in range(10000):
             self.advance(0)
             readable, writable, _ = select.select(self.readers, self.writers, [], 0)
@@ -155,14 +155,14 @@ def socketNotify(event: int, id: int, uid: int | None = None) -> messages.Socket
 
 ANSWERED: list[Callable[[int, int], Event]] = [
     socketNotify,
-    lambda event, id: messages.SetsockoptNotify(event, id, 205, 85, b"example.org\0"),
-    lambda event, id: messages.SetsockoptNotify(event, id, 205, 88, bytes(LARGEST_INLINE + 1), "/etc/x.pem"),
-    lambda event, id: messages.GetsockoptNotify(event, id, 205, 100),
-    lambda event, id: messages.BindNotify(event, id, HERE),
-    lambda event, id: messages.ConnectNotify(event, id, True, HostnameAddress("example.org", 443)),
-    lambda event, id: messages.ConnectNotify(event, id, False, THERE, HERE),
-    lambda event, id: messages.ListenNotify(event, id, 128, HERE),
-    lambda event, id: messages.UpgradeNotify(event, id, Role.SERVER, True, HERE, THERE),
+    lambda event, socketID: messages.SetsockoptNotify(event, socketID, 205, 85, b"example.org\0"),
+    lambda event, socketID: messages.SetsockoptNotify(event, socketID, 205, 88, bytes(LARGEST_INLINE + 1), "/etc/x.pem"),
+    lambda event, socketID: messages.GetsockoptNotify(event, socketID, 205, 100),
+    lambda event, socketID: messages.BindNotify(event, socketID, HERE),
+    lambda event, socketID: messages.ConnectNotify(event, socketID, True, HostnameAddress("example.org", 443)),
+    lambda event, socketID: messages.ConnectNotify(event, socketID, False, THERE, HERE),
+    lambda event, socketID: messages.ListenNotify(event, socketID, 128, HERE),
+    lambda event, socketID: messages.UpgradeNotify(event, socketID, Role.SERVER, True, HERE, THERE),
 ]
 
 
@@ -184,21 +184,21 @@ class LinkedTestCase(SynchronousTestCase):
         ours, theirs = pair()
         self.daemon = DaemonEnd(self.reactor, ours, self.receiver, self.limits)
         self.interceptor = InterceptorEnd(self.reactor, theirs, self.requests)
-        self.reactor.pump()
+        self.reactor.settle()
         self.successResultOf(self.interceptor.onRegistered)
         self.assertEqual(self.answered(socketNotify(self.interceptor.nextEvent(), 1)).encode(), Return(1, 1, 0).encode())
 
     def tearDown(self) -> None:
         self.daemon.close()
         self.interceptor.close()
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(openDescriptors(), self.descriptors)
         self.assertEqual(self.receiver.lost, [self.daemon])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def answered(self, event: Event) -> Any:
         result = self.interceptor.notify(event)
-        self.reactor.pump()
+        self.reactor.settle()
         return self.successResultOf(result)
 
     def quiet(self, number: int, kind: type[Exception] = RuntimeError) -> None:
@@ -224,18 +224,18 @@ class ContractTests(SynchronousTestCase):
                 opening = make is socketNotify
                 if not opening:
                     theirs.send(socketNotify(1, 7).encode())
-                    reactor.pump()
+                    reactor.settle()
                     self.assertEqual(self.receive(theirs), [Return(1, 7, 0)])
                 receiver.react = react
                 event = make(9, 7)
                 self.send(theirs, event)
-                reactor.pump()
+                reactor.settle()
                 if after is not None:
                     after(reactor, daemon, receiver)
-                    reactor.pump()
+                    reactor.settle()
                 check(event, self.receive(theirs))
                 daemon.close()
-                reactor.pump()
+                reactor.settle()
                 reactor.advance(1e6)
                 self.assertEqual(reactor.getDelayedCalls(), [])
                 self.assertEqual(self.receive(theirs), [])
@@ -251,7 +251,7 @@ class ContractTests(SynchronousTestCase):
         os.close(fd)
 
     def receive(self, sock: socket.socket) -> list[Any]:
-        frames = []
+        frames: list[Any] = []
         while True:
             try:
                 frame = sock.recv(LARGEST_FRAME)
@@ -342,14 +342,18 @@ class ContractTests(SynchronousTestCase):
             wrong = Return if isinstance(goodAnswer(event), HandshakeReturn) else HandshakeReturn
             return wrong(event.event, event.id, 0)
 
-        for make in (
+        wrong: list[Callable[[Event], Any]] = [
             other,
             lambda event: None,
             lambda event: Return(event.event, event.id + 1, -EACCES),
             lambda event: HandshakeReturn(event.event + 1, event.id, -EACCES),
             lambda event: event,
-        ):
-            self.drive(lambda event, make=make: succeed(make(event)), self.fails(EIO))
+        ]
+        for make in wrong:
+            self.receiveWrong(make)
+
+    def receiveWrong(self, make: Callable[[Event], Any]) -> None:
+        self.drive(lambda event: succeed(make(event)), self.fails(EIO))
 
     def test_unencodable(self) -> None:
         """An answer whose result is no errno."""
@@ -398,7 +402,7 @@ class ContractTests(SynchronousTestCase):
         def after(reactor: PumpedReactor, daemon: DaemonEnd, receiver: Receiver) -> None:
             daemon.close()
             daemon.close()
-            reactor.pump()
+            reactor.settle()
             self.assertEqual(receiver.lost, [daemon])
 
         self.drive(react, lambda event, answers: self.assertEqual(answers, []), after)
@@ -411,7 +415,7 @@ class ContractTests(SynchronousTestCase):
         def react(event: Event) -> Deferred[Answer]:
             result: Deferred[Answer] = Deferred()
             result.callback(goodAnswer(event))
-            self.assertRaises(Exception, result.callback, goodAnswer(event))
+            self.assertRaises(AlreadyCalledError, result.callback, goodAnswer(event))
             return result
 
         self.drive(react, lambda event, answers: self.assertEqual(answers, [goodAnswer(event)]))
@@ -427,11 +431,11 @@ class ContractTests(SynchronousTestCase):
         receiver.react = lambda event: shared
         theirs.send(socketNotify(1, 1).encode())
         theirs.send(socketNotify(2, 2).encode())
-        reactor.pump()
+        reactor.settle()
         shared.callback(Return(1, 1, 0))
         self.assertEqual(self.receive(theirs)[1:], [Return(1, 1, 0), Return(2, 2, -EIO)])
         daemon.close()
-        reactor.pump()
+        reactor.settle()
         theirs.close()
         self.assertEqual(openDescriptors(), descriptors)
 
@@ -446,6 +450,9 @@ class EventTests(LinkedTestCase):
             self.assertEqual(self.answered(event), goodAnswer(event))
             self.assertEqual(self.receiver.events[-1], event)
 
+    def returnValue(self, value: bytes) -> None:
+        self.receiver.react = lambda event: succeed(DataReturn(event.event, event.id, value))
+
     def test_largeValues(self) -> None:
         """Values up to the bound travel both ways."""
         for size in (LARGEST_INLINE, LARGEST_INLINE + 1, messages.MAXIMUM_VALUE):
@@ -453,7 +460,7 @@ class EventTests(LinkedTestCase):
             event = messages.SetsockoptNotify(self.interceptor.nextEvent(), 1, 205, 87, value)
             self.assertEqual(self.answered(event), Return(event.event, 1, 0))
             self.assertEqual(self.receiver.events[-1], event)
-            self.receiver.react = lambda event, value=value: succeed(DataReturn(event.event, event.id, value))
+            self.returnValue(value)
             get = messages.GetsockoptNotify(self.interceptor.nextEvent(), 1, 205, 95)
             self.assertEqual(self.answered(get), DataReturn(get.event, 1, value))
             self.receiver.react = self.receiver.good
@@ -492,7 +499,7 @@ class EventTests(LinkedTestCase):
         self.assertNotIn(event, self.receiver.events)
         accept = messages.AcceptNotify(self.interceptor.nextEvent(), 1, 42, 1001, "c", "/c", 1, 2, 3, 4)
         self.interceptor.tell(accept)
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertNotIn(accept, self.receiver.events)
         own = socketNotify(self.interceptor.nextEvent(), 2, uid=1000)
         self.assertEqual(self.answered(own), goodAnswer(own))
@@ -508,7 +515,7 @@ class EventTests(LinkedTestCase):
         bind = messages.BindNotify(self.interceptor.nextEvent(), 1, HERE)
         self.assertEqual(self.answered(bind), failure(bind, EBADF))
         self.interceptor.tell(messages.CloseNotify(self.interceptor.nextEvent(), 1))
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual([type(event) for event in self.receiver.events], [messages.SocketNotify, messages.CloseNotify])
 
     def test_refusedSocket(self) -> None:
@@ -529,10 +536,10 @@ class EventTests(LinkedTestCase):
         for _ in range(500):
             event = messages.BindNotify(self.interceptor.nextEvent(), 1, HERE)
             results[event.event] = self.interceptor.notify(event)
-        self.reactor.pump()
+        self.reactor.settle()
         for number in sorted(waiting, reverse=True):
             waiting[number].callback(Return(number, 1, -number))
-        self.reactor.pump()
+        self.reactor.settle()
         for number, result in results.items():
             self.assertEqual(self.successResultOf(result), Return(number, 1, -number))
 
@@ -550,9 +557,9 @@ class EventTests(LinkedTestCase):
         """A link that ends gives ENETDOWN to all that waits, and to all that comes later."""
         self.receiver.react = lambda event: Deferred()
         results = [self.interceptor.notify(make(self.interceptor.nextEvent(), 1)) for make in ANSWERED[1:]]
-        self.reactor.pump()
+        self.reactor.settle()
         self.daemon.close()
-        self.reactor.pump()
+        self.reactor.settle()
         results.append(self.interceptor.notify(messages.BindNotify(self.interceptor.nextEvent(), 1, HERE)))
         for result in results:
             self.assertEqual(self.failureResultOf(result, SSAError).value.errno, ENETDOWN)
@@ -570,7 +577,7 @@ class EventTests(LinkedTestCase):
         self.receiver.react = broken
         close = messages.CloseNotify(self.interceptor.nextEvent(), 1)
         self.interceptor.tell(close)
-        self.reactor.pump()
+        self.reactor.settle()
         self.quiet(1)
         self.receiver.react = self.receiver.good
         event = socketNotify(self.interceptor.nextEvent(), 1)
@@ -581,10 +588,10 @@ class EventTests(LinkedTestCase):
         work: Deferred[Answer] = Deferred()
         self.receiver.react = lambda event: work
         result = self.interceptor.notify(messages.BindNotify(self.interceptor.nextEvent(), 1, HERE))
-        self.reactor.pump()
+        self.reactor.settle()
         with mock.patch.object(self.receiver, "interceptorLost", side_effect=RuntimeError("broken")):
             self.interceptor.close()
-            self.reactor.pump()
+            self.reactor.settle()
         self.quiet(1)
         self.failureResultOf(result, SSAError)
         self.assertTrue(work.called)
@@ -601,7 +608,7 @@ class BoundTests(LinkedTestCase):
         self.receiver.react = lambda event: Deferred()
         events = [messages.BindNotify(self.interceptor.nextEvent(), 1, HERE) for _ in range(4)]
         results = [self.interceptor.notify(event) for event in events]
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(self.successResultOf(results[3]), failure(events[3], ENOBUFS))
         for result in results[:3]:
             self.assertNoResult(result)
@@ -619,14 +626,14 @@ class BoundTests(LinkedTestCase):
         event = socketNotify(self.interceptor.nextEvent(), 3)
         self.assertEqual(self.answered(event), failure(event, ENFILE))
         result = self.daemon.accepted(1, HERE, THERE)
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(self.failureResultOf(result, SSAError).value.errno, ENFILE)
 
     def test_requests(self) -> None:
         """A request too many fails at once, on either side."""
         self.requests.result = Deferred()
         results = [self.daemon.accepted(1, HERE, THERE) for _ in range(3)]
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(self.failureResultOf(results[2], SSAError).value.errno, ENOBUFS)
         for result in results[:2]:
             result.addErrback(lambda reason: reason.trap(SSAError))
@@ -635,7 +642,7 @@ class BoundTests(LinkedTestCase):
         """The interceptor refuses a request too many."""
         self.interceptor._maximumRequests = 0
         result = self.daemon.fetch(1)
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(self.failureResultOf(result, SSAError).value.errno, ENOBUFS)
 
 
@@ -643,12 +650,13 @@ class RequestTests(LinkedTestCase):
     """Requests from end to end."""
 
     def ask(self, name: str) -> Deferred[Any]:
-        result: Deferred[Any] = {
+        calls: dict[str, Callable[[], Deferred[Any]]] = {
             "fetch": lambda: self.daemon.fetch(1, THERE),
             "established": lambda: self.daemon.established(1, HERE, THERE, DataPath.RELAY),
             "accepted": lambda: self.daemon.accepted(1, HERE, THERE),
-        }[name]()
-        self.reactor.pump()
+        }
+        result = calls[name]()
+        self.reactor.settle()
         return result
 
     def test_fetch(self) -> None:
@@ -692,7 +700,7 @@ class RequestTests(LinkedTestCase):
         self.reactor.advance(1e5)
         self.assertNoResult(result)
         self.requests.result.callback((5, os.open("/dev/null", os.O_RDONLY)))
-        self.reactor.pump()
+        self.reactor.settle()
         os.close(self.successResultOf(result)[1])
 
     def test_timeout(self) -> None:
@@ -702,7 +710,7 @@ class RequestTests(LinkedTestCase):
         self.reactor.advance(31)
         self.assertEqual(self.failureResultOf(result, SSAError).value.errno, ETIMEDOUT)
         self.requests.result.callback(Fetched(os.open("/dev/null", os.O_RDONLY), HERE, None))
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertFalse(self.daemon.isLost)
 
     def test_cancelled(self) -> None:
@@ -712,14 +720,14 @@ class RequestTests(LinkedTestCase):
         result.cancel()
         self.failureResultOf(result, CancelledError)
         self.requests.result.callback((5, os.open("/dev/null", os.O_RDONLY)))
-        self.reactor.pump()
+        self.reactor.settle()
         event = messages.GetsockoptNotify(self.interceptor.nextEvent(), 5, 205, 96)
         self.assertEqual(self.answered(event), goodAnswer(event))
 
     def test_closedSocket(self) -> None:
         """A request about a socket that is closed fails at once."""
         self.interceptor.tell(messages.CloseNotify(self.interceptor.nextEvent(), 1))
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(self.failureResultOf(self.ask("fetch"), SSAError).value.errno, ECONNABORTED)
 
     def test_lost(self) -> None:
@@ -727,7 +735,7 @@ class RequestTests(LinkedTestCase):
         self.requests.result = Deferred()
         result = self.ask("fetch")
         self.interceptor.close()
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(self.failureResultOf(result, SSAError).value.errno, ENETDOWN)
         self.requests.result.callback(Fetched(os.open("/dev/null", os.O_RDONLY), HERE, None))
 
@@ -757,7 +765,7 @@ class HostileTests(SynchronousTestCase):
 
     def tearDown(self) -> None:
         self.daemon.close()
-        self.reactor.pump()
+        self.reactor.settle()
         self.peer.close()
         self.assertEqual(openDescriptors(), self.descriptors)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
@@ -768,7 +776,7 @@ class HostileTests(SynchronousTestCase):
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", owned))] if owned else []
         self.peer.sendmsg([frame], control)
         closeDescriptors(owned)
-        self.reactor.pump()
+        self.reactor.settle()
 
     def null(self) -> int:
         return os.open("/dev/null", os.O_RDONLY)
@@ -880,7 +888,7 @@ class HostileTests(SynchronousTestCase):
     def test_noRegistration(self) -> None:
         """A peer that does not register in time, or refuses."""
         self.reactor.advance(31)
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertTrue(self.daemon.isLost)
 
     def test_refusedRegistration(self) -> None:
@@ -929,7 +937,7 @@ class HostileTests(SynchronousTestCase):
                 self.peer.send(messages.BindNotify(number, 1, HERE).encode())
             except OSError:
                 break
-            self.reactor.pump()
+            self.reactor.settle()
         self.assertTrue(self.daemon.isLost)
 
 
@@ -946,14 +954,14 @@ class HostileDaemonTests(SynchronousTestCase):
 
     def tearDown(self) -> None:
         self.interceptor.close()
-        self.reactor.pump()
+        self.reactor.settle()
         self.peer.close()
         self.interceptor.onRegistered.addErrback(lambda reason: reason.trap(SSAError))
         self.assertEqual(openDescriptors(), self.descriptors)
 
     def send(self, frame: bytes) -> None:
         self.peer.send(frame)
-        self.reactor.pump()
+        self.reactor.settle()
 
     def test_unknownAnswers(self) -> None:
         """Answers to events that do not wait are ignored."""
@@ -1022,7 +1030,7 @@ class LinkTests(SynchronousTestCase):
 
     def tearDown(self) -> None:
         self.link.end("test")
-        self.reactor.pump()
+        self.reactor.settle()
         self.peer.close()
         self.assertEqual(self.user.linkLost.call_count, 1)
         self.assertEqual(openDescriptors(), self.descriptors)
@@ -1047,7 +1055,7 @@ class LinkTests(SynchronousTestCase):
                 break
             received.append((frame, len(fds)))
             closeDescriptors(fds)
-            self.reactor.pump()
+            self.reactor.settle()
         self.assertEqual(len(received), sent)
         self.assertTrue(received == [(b"%8d" % number, 1) for number in range(sent)])
         self.assertEqual(self.reactor.writers, set())
@@ -1057,7 +1065,7 @@ class LinkTests(SynchronousTestCase):
         self.fill()
         for _ in range(10):
             self.link.send(b"x", [os.open("/dev/null", os.O_RDONLY)])
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(self.user.linkLost.call_count, 1)
         while True:
             try:
@@ -1073,7 +1081,7 @@ class LinkTests(SynchronousTestCase):
         self.link.maximumBytes = 3
         with mock.patch.object(self.link, "_transmit", return_value=False):
             self.link.send(b"abcd")
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(self.user.linkLost.call_count, 1)
 
     def test_tooLarge(self) -> None:
@@ -1088,7 +1096,7 @@ class LinkTests(SynchronousTestCase):
         self.link.end("over")
         self.link.send(b"x", [os.open("/dev/null", os.O_RDONLY)])
         self.user.linkLost.assert_not_called()
-        self.reactor.pump()
+        self.reactor.settle()
         self.link.send(b"x", [os.open("/dev/null", os.O_RDONLY)])
         self.user.linkLost.assert_called_once_with("over")
 
@@ -1100,11 +1108,11 @@ class LinkTests(SynchronousTestCase):
         self.link._sock.fileno = sock.fileno
         self.link.send(b"one", [os.open("/dev/null", os.O_RDONLY)])
         self.link.send(b"two")
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(self.reactor.writers, set())
         self.link._sock = sock
         self.reactor.advance(1)
-        self.reactor.pump()
+        self.reactor.settle()
         frame, fds, _, _ = socket.recv_fds(self.peer, 100, 4)
         self.assertEqual((frame, len(fds)), (b"one", 1))
         closeDescriptors(fds)
@@ -1118,7 +1126,7 @@ class LinkTests(SynchronousTestCase):
         self.link._sock.fileno = sock.fileno
         self.link.send(b"one", [os.open("/dev/null", os.O_RDONLY)])
         for _ in range(1000):
-            self.reactor.pump()
+            self.reactor.settle()
             self.reactor.advance(0.02)
         self.assertEqual(self.user.linkLost.call_count, 1)
 
@@ -1126,14 +1134,14 @@ class LinkTests(SynchronousTestCase):
         """Sending to a peer that has gone ends the link."""
         self.peer.close()
         self.link.send(b"x", [os.open("/dev/null", os.O_RDONLY)])
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(self.user.linkLost.call_count, 1)
 
     def test_brokenUser(self) -> None:
         """A user that raises ends the link; the descriptors are closed."""
         self.user.frameReceived.side_effect = RuntimeError("broken")
         socket.send_fds(self.peer, [b"x"], [0])
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
         self.assertEqual(self.user.linkLost.call_count, 1)
 
@@ -1142,7 +1150,7 @@ class LinkTests(SynchronousTestCase):
         self.user.frameReceived.side_effect = lambda frame, fds: self.link.end("enough")
         for _ in range(3):
             self.peer.send(b"x")
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(self.user.frameReceived.call_count, 1)
 
     def test_noDescriptorsLeft(self) -> None:
@@ -1192,7 +1200,7 @@ class PortTests(SynchronousTestCase):
     def tearDown(self) -> None:
         self.port.stopListening()
         self.port.stopListening()
-        self.reactor.pump()
+        self.reactor.settle()
         for client in self.clients:
             client.close()
         self.assertFalse(os.path.exists(self.path) and self.port._identity is not None)
@@ -1204,7 +1212,7 @@ class PortTests(SynchronousTestCase):
         self.clients.append(client)
         client.connect(self.path)
         client.setblocking(False)
-        self.reactor.pump()
+        self.reactor.settle()
         return client
 
     def test_serves(self) -> None:
@@ -1213,15 +1221,15 @@ class PortTests(SynchronousTestCase):
         self.assertEqual(os.stat(self.path).st_mode & 0o777, 0o666)
         self.assertEqual(os.stat(self.directory).st_mode & 0o777, 0o755)
         interceptor = InterceptorEnd(self.reactor, self.connect(), Requests())
-        self.reactor.pump()
+        self.reactor.settle()
         self.successResultOf(interceptor.onRegistered)
         result = interceptor.notify(socketNotify(1, 1))
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(self.successResultOf(result), Return(1, 1, 0))
         self.assertEqual(self.receiver.interceptor.peerUID, os.getuid())
         self.assertEqual(self.receiver.interceptor.peerPID, os.getpid())
         interceptor.close()
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(len(self.receiver.lost), 1)
         self.assertEqual(self.port.ends, set())
 
@@ -1232,7 +1240,7 @@ class PortTests(SynchronousTestCase):
         self.assertEqual(len(self.port.ends), 3)
         self.assertEqual(clients[3].recv(100), b"")
         clients[0].close()
-        self.reactor.pump()
+        self.reactor.settle()
         self.connect()
         self.assertEqual(len(self.port.ends), 3)
 
@@ -1253,7 +1261,7 @@ class PortTests(SynchronousTestCase):
         client = self.connect()
         client.recv(1000)
         self.port.stopListening()
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(client.recv(100), b"")
         self.assertFalse(os.path.exists(self.path))
 
@@ -1305,7 +1313,7 @@ class PortTests(SynchronousTestCase):
         self.assertEqual(self.port.ends, set())
         self.port._socket = real
         self.reactor.advance(1)
-        self.reactor.pump()
+        self.reactor.settle()
         self.assertEqual(len(self.port.ends), 1)
 
     def test_brokenConnection(self) -> None:
