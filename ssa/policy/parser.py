@@ -21,7 +21,7 @@ from ssa.policy.schema import KEYS
 
 __all__ = ["DEFAULT_FILE", "ConfigurationError", "loadPolicy", "parsePolicy"]
 
-DEFAULT_FILE = "/etc/ssa.conf"
+DEFAULT_FILE = "/etc/ssa/ssa.conf"
 """Where the administrator's file is, unless a command says otherwise."""
 
 _LARGEST_FILE = 1024 * 1024
@@ -50,15 +50,17 @@ class _Setting:
     line: int
 
 
-def loadPolicy(path: str = DEFAULT_FILE, required: bool = True) -> Policy:
+def loadPolicy(path: str | None = None) -> Policy:
     """
     Read the file and the drop-ins C{*.conf} in the directory C{path + ".d"}, in the order of their names.
 
     A later file's value wins.
 
-    @param required: whether it is an error that C{path} itself does not exist.
+    @param path: the administrator's file, which must exist; L{None} for L{DEFAULT_FILE}, which need not.
     @raise ConfigurationError: with all errors.
     """
+    required = path is not None
+    path = path if path is not None else DEFAULT_FILE
     errors: list[str] = []
     sources: list[tuple[str, str]] = []
     names = [path]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from ssa.policy import parser
 from ssa.policy.parser import ConfigurationError, loadPolicy, parsePolicy
 from ssa.policy.profile import TLS_1_2, TLS_1_3, Caller, Limits, Policy, Profile
 from ssa.policy.schema import KEYS
@@ -198,10 +199,13 @@ class LoadTests(SynchronousTestCase):
         self.assertEqual(policy.origins["MaxSockets"], (path + ".d/20.conf", 2))
 
     def test_missing(self) -> None:
-        """A file that is missing is an error, or no policy of its own, as the caller wants."""
+        """A file that was asked for must exist; the usual one need not."""
         path = self.mktemp()
-        self.assertEqual(loadPolicy(path, required=False).default, Profile())
+        self.patch(parser, "DEFAULT_FILE", path)
+        self.assertEqual(loadPolicy().default, Profile())
         self.assertRaises(ConfigurationError, loadPolicy, path)
+        self.write(path, "[default]\nMaxSockets = 2\n")
+        self.assertEqual(loadPolicy().default.limits.maxSockets, 2)
 
     def test_unreadable(self) -> None:
         """A directory, a device, a text that is not UTF-8: errors that name the file."""
