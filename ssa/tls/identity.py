@@ -24,9 +24,9 @@ from ssa.api import MAXIMUM_NAME
 
 __all__ = ["Identity", "checkIdentity", "parseIdentity", "parseName"]
 
-_LABEL = re.compile(r"^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$")
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _LARGEST_CACHED = 8192
-_NUMERIC = re.compile(r"^([0-9]+|0x[0-9a-f]*)$")
+_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ def parseName(text: str) -> str:
     for label in labels:
         if len(label) > 63:
             raise ValueError(f"the label {label!r} of the name has more than 63 bytes")
-        if not _LABEL.match(label):
+        if not _LABEL.fullmatch(label):
             raise ValueError(
                 f"{text!r} is neither a DNS name (letters, digits, hyphens and dots; no port, no wildcard)"
                 " nor an IP address"
             )
-    if _NUMERIC.match(labels[-1]):
+    if _NUMERIC.fullmatch(labels[-1]):
         raise ValueError(f"{text!r} ends in a number: it is no DNS name, and no complete IP address either")
     return name
 
