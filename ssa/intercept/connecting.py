@@ -172,7 +172,7 @@ class Connecting:
     def _start(self, call: Notification, endpoint: Endpoint, sock: socket.socket, raw: bytes) -> None:
         core = self._core
         caller = self._callerOf(call)
-        if tcpState(sock) != TCP_CLOSE or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        if endpoint.tried or tcpState(sock) != TCP_CLOSE:
             core.reset(sock)
         try:
             target = decodeAddress(raw)
@@ -214,6 +214,7 @@ class Connecting:
             self._core.refuse(call, endpoint, error.errno or EADDRNOTAVAIL, f"connect: {error.strerror}")
             return
         endpoint.state = State.CONNECTING
+        endpoint.tried = True
         endpoint.attempt = attempt
         endpoint.caller = caller
         endpoint.target = target
@@ -311,7 +312,7 @@ class Connecting:
         caller = self._callerOf(call)
         local, remote = nameOf(real), InternetAddress.fromSocket(real.family, real.getpeername())
         real.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if tcpState(sock) != TCP_CLOSE or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        if endpoint.tried or tcpState(sock) != TCP_CLOSE:
             core.reset(sock)
         endpoint.real = real
         self._begin(call, endpoint, sock, caller, None, local, remote)

@@ -110,6 +110,7 @@ class Endpoint:
     @ivar remote: the peer's address.
     @ivar target: where the program wants to connect to.
     @ivar attempt: what holds the program's socket in SYN_SENT.
+    @ivar tried: whether it has been in an attempt, which the kernel must forget before the next one.
     @ivar device: the interface that the program bound it to (SO_BINDTODEVICE), NUL-terminated, or b"".
     @ivar caller: who connects or listens.
     @ivar pid: the thread that connected, to find the socket again.
@@ -137,6 +138,7 @@ class Endpoint:
     remote: InternetAddress | None = None
     target: Address | None = None
     attempt: Attempt | None = None
+    tried: bool = False
     device: bytes = b""
     caller: Caller | None = None
     pid: int = 0
