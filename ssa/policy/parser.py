@@ -50,16 +50,17 @@ class _Setting:
     line: int
 
 
-def loadPolicy(path: str | None = None) -> Policy:
+def loadPolicy(path: str | None = None, required: bool = True) -> Policy:
     """
     Read the file and the drop-ins C{*.conf} in the directory C{path + ".d"}, in the order of their names.
 
     A later file's value wins.
 
-    @param path: the administrator's file, which must exist; L{None} for L{DEFAULT_FILE}, which need not.
+    @param path: the administrator's file; L{None} for L{DEFAULT_FILE}, which need not exist.
+    @param required: whether a file that is named must exist.
     @raise ConfigurationError: with all errors.
     """
-    required = path is not None
+    required = required and path is not None
     path = path if path is not None else DEFAULT_FILE
     errors: list[str] = []
     sources: list[tuple[str, str]] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.utils import CryptographyDeprecationWarning
 
 __all__ = [
     "MOST_CERTIFICATES",
@@ -43,6 +45,10 @@ MOST_CERTIFICATES = 4096
 
 MOST_IN_CHAIN = 32
 """The most certificates in one chain."""
+
+# Some flaws of certificates, of roots even, are tolerated by the library with a warning.  A program's terminal, which an
+# embedded daemon shares, is no place for what a peer can bring about.
+warnings.filterwarnings("ignore", "Parsed a", CryptographyDeprecationWarning)
 
 _CERTIFICATE = re.compile(
     rb"-----BEGIN (X509 |TRUSTED )?CERTIFICATE-----[^-]*-----END (X509 |TRUSTED )?CERTIFICATE-----"
