@@ -15,20 +15,15 @@ Inbound is peer to program, outbound program to peer. What ends how, as TCP woul
     FIN, then a bounded wait for the peer. Data of the peer that arrives after that resets the connection.
 
 OpenSSL refuses to read from a connection on which a write has failed. Therefore the relay reads before it writes, and
-before each write looks whether TCP is still alive, so that data which precedes a reset is normally not lost. What
+before each write looks whether TCP has failed, so that data which precedes a reset is normally not lost. What
 cannot be closed is a reset that arrives during a write itself.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import re
 import socket
-import struct
-import termios
 from collections.abc import Callable
-from fcntl import ioctl
 from typing import Literal
 
 from OpenSSL import SSL
@@ -38,24 +33,16 @@ from twisted.logger import Logger
 
 from ssa.buffers import DEFAULT_SIZE, RECORD_SIZE, Buffer, BufferPool
 from ssa.readiness import BROKEN, READ, WRITE, Readiness
+from ssa.tcpstate import RESET, TRUNCATED, close, describe, describeErrno, hasData, isOver, queued
 
 _MODE_ENABLE_PARTIAL_WRITE = 0x1
 """SSL_MODE_ENABLE_PARTIAL_WRITE of openssl/ssl.h; pyOpenSSL sets it on every context and does not export it."""
-
-_TCP_CLOSE = 7
-"""State of a TCP socket whose connection is over, first byte of struct tcp_info (linux/tcp.h, tcp_states.h)."""
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_ORDINARY_CLOSE = struct.pack("ii", 0, 0)
 
 _FIRST_DRAIN_CHECK = 0.001
 _LAST_DRAIN_CHECK = 0.25
 
 _CLEAN = ""
 """How a direction ended: this, or a reason for people."""
-
-_ALERT = re.compile(r"^(?:ssl/tls|sslv3|tlsv1|tlsv13|tls) alert (.+)$")
-
 
 def prepareContext(context: SSL.Context) -> None:
     """
@@ -65,50 +52,6 @@ def prepareContext(context: SSL.Context) -> None:
     """
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
-
-
-def describe(error: SSL.Error) -> str:
-    """
-    Say in one line why a connection failed.
-
-    @param error: what a data call of L{SSL.Connection} raised.
-    @return: text for C{TLS_ERROR}; holds no data of the connection.
-    """
-    if isinstance(error, SSL.SysCallError):
-        number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
-        if number == errno.ECONNRESET or number == errno.EPIPE:
-            return "TCP connection reset"
-        if number == errno.ETIMEDOUT:
-            return "TCP connection timed out: the peer does not answer"
-        if number > 0:
-            return f"TCP connection failed: {os.strerror(number)}"
-        return "connection truncated: TCP closed without close_notify"
-    entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
-    reasons = [str(entry[-1]) for entry in entries if entry and entry[-1]]
-    for reason in reasons:
-        alert = _ALERT.match(reason)
-        if alert:
-            return f"peer sent fatal alert {alert.group(1).replace(' ', '_')}"
-        if "bad record mac" in reason:
-            return "bad record MAC: a record was forged or damaged"
-    return f"TLS protocol violated: {reasons[0]}" if reasons else "TLS connection failed"
-
-
-def _queued(sock: socket.socket) -> int:
-    """Bytes that the other end's kernel has not acknowledged yet, a FIN included (SIOCOUTQ, tcp(7))."""
-    return int.from_bytes(ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), "little", signed=True)
-
-
-def _readable(sock: socket.socket) -> bool:
-    """Whether the kernel holds bytes to read (FIONREAD); an end of stream is not seen."""
-    return ioctl(sock.fileno(), termios.FIONREAD, bytes(4)) != b"\0\0\0\0"
-
-
-def _isOver(sock: socket.socket) -> bool:
-    """Whether a reset or a time-out has ended the connection, whatever there may still be to read."""
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return False
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
 
 
 class RelayPool:
@@ -329,7 +272,7 @@ class Relay:
                 filled += count
                 if size - filled < RECORD_SIZE:
                     break
-                if count < RECORD_SIZE and not tls.pending() and not _readable(self._tlsSocket):
+                if count < RECORD_SIZE and not tls.pending() and not hasData(self._tlsSocket):
                     break
             self._holdsData = tls.pending() > 0
         except SSL.WantReadError:
@@ -410,6 +353,13 @@ class Relay:
             self._dropOutbound()
             self._outEnded = True
 
+    def _writeWouldFail(self) -> bool:
+        """Look before OpenSSL does whether TCP has failed: reading must remain possible."""
+        number = self._tlsSocket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self._outboundFailed(describeErrno(number))
+        return number != 0
+
     def _writeTLS(self) -> None:
         """Encrypt and send what is left of the buffer; after a refusal, the same bytes again."""
         rest = self._outRest
@@ -422,8 +372,7 @@ class Relay:
         self._writeNeedsRead = False
         try:
             while rest:
-                if _isOver(self._tlsSocket):
-                    self._outboundFailed("TCP connection reset")
+                if self._writeWouldFail():
                     return
                 count = tls.send(rest)
                 self.bytesOut += count
@@ -443,8 +392,7 @@ class Relay:
     def _sayGoodbye(self) -> None:
         """Send close_notify, once everything before it is gone."""
         tls = self._tls
-        if tls is None or _isOver(self._tlsSocket):
-            self._outboundFailed("TCP connection reset")
+        if tls is None or self._writeWouldFail():
             return
         try:
             tls.shutdown()
@@ -495,7 +443,7 @@ class Relay:
             self._lingerCall = self._clock.callLater(self._lingerTime, self._lingerOver)
 
     def _progress(self) -> tuple[int, int]:
-        return (self.bytesOut, _queued(self._tlsSocket))
+        return (self.bytesOut, queued(self._tlsSocket))
 
     def _lingerOver(self) -> None:
         """The program is gone: a peer that took nothing for the whole time is given up."""
@@ -534,6 +482,9 @@ class Relay:
 
     def _inboundEnded(self, end: str) -> None:
         """All data of the peer is passed on."""
+        if end == _CLEAN and self._outFailure is not None and self._truncation == "allow":
+            # OpenSSL was told not to distinguish close_notify from what a reset leaves behind.
+            end = self._outFailure
         if end == _CLEAN and not self._inDelivered:
             self._inDelivered = True
             if not self._programGone:
@@ -552,9 +503,9 @@ class Relay:
             self._failed = True
             # A write that failed first knows why; a read after it only sees the end.
             reason = end if end != _CLEAN else self._outFailure
-            if self._outFailure is not None and end.startswith("connection truncated"):
+            if self._outFailure is not None and end == TRUNCATED:
                 reason = self._outFailure
-            self._report(reason or "TCP connection reset")
+            self._report(reason or RESET)
             self._dropOutbound()
             self._closeTLS(reset=False)
             self._drain(_FIRST_DRAIN_CHECK)
@@ -565,10 +516,10 @@ class Relay:
         if self._finished:
             return
         if self._leaving:
-            if _queued(self._tlsSocket) == 0 or _isOver(self._tlsSocket):
+            if queued(self._tlsSocket) == 0 or isOver(self._tlsSocket):
                 self._finish(resetPeer=True, resetProgram=True)
                 return
-        elif self._programGone or _queued(self._plainSocket) == 0 or _isOver(self._plainSocket):
+        elif self._programGone or queued(self._plainSocket) == 0 or isOver(self._plainSocket):
             self._finish(resetPeer=True, resetProgram=True)
             return
         self._drainCall = self._clock.callLater(delay, self._drain, min(2 * delay, _LAST_DRAIN_CHECK))
@@ -606,17 +557,7 @@ class Relay:
             self._readiness.remove(self._tlsDescriptor)
             self._tlsDescriptor = -1
         self._tls = None
-        self._close(self._tlsSocket, reset)
-
-    def _close(self, sock: socket.socket, reset: bool) -> None:
-        if sock.fileno() == -1:
-            return
-        try:
-            # A linger time that the program chose would block close(2), and with it everyone else.
-            linger = _RESET_ON_CLOSE if reset else _ORDINARY_CLOSE
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        finally:
-            sock.close()
+        close(self._tlsSocket, reset)
 
     def _finish(self, resetPeer: bool, resetProgram: bool) -> None:
         if self._finished:
@@ -636,6 +577,6 @@ class Relay:
                 if self._plainDescriptor != -1:
                     self._readiness.remove(self._plainDescriptor)
                     self._plainDescriptor = -1
-                self._close(self._plainSocket, resetProgram)
+                close(self._plainSocket, resetProgram)
             finally:
                 self.done.callback(None)

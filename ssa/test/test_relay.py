@@ -25,7 +25,8 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest, TestCase
 
-from ssa.relay import Relay, RelayPool, describe, prepareContext
+from ssa.relay import Relay, RelayPool, prepareContext
+from ssa.tcpstate import describe
 
 T = TypeVar("T")
 Steps = Generator[Deferred[Any], Any, None]
@@ -346,6 +347,33 @@ class DataTests(RelayFixture):
         self.assertEqual(pool.buffers.lent + pool.buffers.reserveLent, 0)
 
     @inlineCallbacks
+    def test_turns(self) -> Steps:
+        """With a single buffer, and that one stuck, relays wait; when it comes back, every one gets its turn."""
+        pool = RelayPool(IReactorFDSet(reactor), limit=1, reserveLimit=0)
+        self.addCleanup(pool.close)
+        stuck, _program, peer = self.makeRelay(pool=pool, receiveBuffer=4096)
+        peer.sock.setblocking(False)
+        while not pool.buffers.lent:
+            try:
+                while True:
+                    peer.tls.send(bytes(65536))
+            except SSL.WantWriteError:
+                yield self.inThread(lambda: None)
+        flows = [self.makeRelay(pool=pool) for _ in range(5)]
+        for _relay, program, peer in flows:
+            program.sendall(b"up")
+            peer.send(b"down")
+        while pool.buffers.waiting < 2 * len(flows):
+            yield self.inThread(lambda: None)
+        flows[0][0].abort("leaves the queue")
+        self.assertEqual(pool.buffers.waiting, 2 * len(flows) - 2)
+        stuck.abort("gives its buffer back")
+        for _relay, program, peer in flows[1:]:
+            self.assertEqual((yield self.inThread(peer.receive, 2)), b"up")
+            self.assertEqual((yield self.inThread(program.recv, 100)), b"down")
+        self.assertEqual((pool.buffers.lent, pool.buffers.waiting), (0, 0))
+
+    @inlineCallbacks
     def test_oneDirectionStalls(self) -> Steps:
         """A program that only writes, and a peer that only writes, don't stop each other's other direction."""
         relay, program, peer = self.makeRelay(receiveBuffer=4096)
@@ -537,6 +565,25 @@ class OtherEndTests(RelayFixture):
 
     def test_notTLS(self) -> Deferred[None]:
         return self.endsWithReset(lambda peer: peer.sock.sendall(b"HTTP/1.1 400 Bad Request\r\n"), "TLS")
+
+    @inlineCallbacks
+    def test_resetIsNoTruncation(self) -> Steps:
+        """A profile that allows truncation does not allow a reset, found by reading or by writing."""
+        for writing in (False, True):
+            self.reasons.clear()
+            relay, program, peer = self.makeRelay(truncation="allow")
+            peer.send(b"data")
+            self.assertEqual((yield self.inThread(program.recv, 100)), b"data")
+            peerEnds = self.inThread(peer.reset)
+            if writing:
+                may = relay._mayReadTLS
+                self.patch(relay, "_mayReadTLS", lambda relay=relay, may=may: relay._outFailure is not None and may())
+                relay._setInterest()
+                yield peerEnds
+                program.send(b"x")
+            self.assertEqual((yield self.inThread(receiveUntilReset, program)), b"")
+            yield relay.done
+            self.assertEqual(self.reasons, ["TCP connection reset"])
 
     @inlineCallbacks
     def test_alert(self) -> Steps:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""What the kernel and OpenSSL know about a connection's end: questions to sockets, and reasons in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import struct
+import sys
+import termios
+from fcntl import ioctl
+
+from OpenSSL import SSL
+
+TRUNCATED = "connection truncated: TCP closed without close_notify"
+RESET = "TCP connection reset"
+
+_TCP_CLOSE = 7
+"""State of a TCP socket whose connection is over, first byte of struct tcp_info (linux/tcp.h, tcp_states.h)."""
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_ORDINARY_CLOSE = struct.pack("ii", 0, 0)
+
+_ALERT = re.compile(r"^(?:ssl/tls|sslv3|tlsv1|tlsv13|tls) alert (.+)$")
+
+
+def describeErrno(number: int) -> str:
+    """Say in one line what an errno of TCP means for the connection."""
+    if number in (errno.ECONNRESET, errno.EPIPE):
+        return RESET
+    if number == errno.ETIMEDOUT:
+        return "TCP connection timed out: the peer does not answer"
+    return f"TCP connection failed: {os.strerror(number)}"
+
+
+def describe(error: SSL.Error) -> str:
+    """
+    Say in one line why a connection failed.
+
+    @param error: what a data call of L{SSL.Connection} raised.
+    @return: text for C{TLS_ERROR}; holds no data of the connection.
+    """
+    if isinstance(error, SSL.SysCallError):
+        number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+        return describeErrno(number) if number > 0 else TRUNCATED
+    entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
+    reasons = [str(entry[-1]) for entry in entries if entry and entry[-1]]
+    for reason in reasons:
+        alert = _ALERT.match(reason)
+        if alert:
+            return f"peer sent fatal alert {alert.group(1).replace(' ', '_')}"
+        if "bad record mac" in reason:
+            return "bad record MAC: a record was forged or damaged"
+    return f"TLS protocol violated: {reasons[0]}" if reasons else "TLS connection failed"
+
+
+def queued(sock: socket.socket) -> int:
+    """Bytes that the other end's kernel has not acknowledged yet, a FIN included (SIOCOUTQ, tcp(7))."""
+    return int.from_bytes(ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder, signed=True)
+
+
+def hasData(sock: socket.socket) -> bool:
+    """Whether the kernel holds bytes to read (FIONREAD, tcp(7)); an end of stream is not seen."""
+    return ioctl(sock.fileno(), termios.FIONREAD, bytes(4)) != b"\0\0\0\0"
+
+
+def isOver(sock: socket.socket) -> bool:
+    """Whether a reset or a time-out has ended a TCP connection, whatever there may still be to read."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+
+
+def close(sock: socket.socket, reset: bool) -> None:
+    """
+    Close a socket without blocking, in order or by a reset. Does nothing if it is closed.
+
+    A linger time that the program chose would block close(2), non-blocking socket or not, and with it everyone else.
+
+    @param reset: send RST, and drop what is still queued.
+    """
+    if sock.fileno() == -1:
+        return
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE if reset else _ORDINARY_CLOSE)
+    finally:
+        sock.close()
