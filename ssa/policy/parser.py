@@ -56,7 +56,7 @@ def loadPolicy(path: str | None = None, required: bool = True) -> Policy:
 
     A later file's value wins.
 
-    @param path: the administrator's file; L{None} for L{DEFAULT_FILE}, which need not exist.
+    @param path: the administrator's file; C{None} for L{DEFAULT_FILE}, which need not exist.
     @param required: whether a file that is named must exist.
     @raise ConfigurationError: with all errors.
     """

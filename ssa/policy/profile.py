@@ -149,8 +149,8 @@ class Policy:
 
     def __init__(self, default: Profile | None = None, origins: dict[str, tuple[str, int]] | None = None) -> None:
         """
-        @param default: the profile for everything; L{None} for the built-in one.
-        @param origins: where its values come from; L{None} if nowhere but the defaults.
+        @param default: the profile for everything; C{None} for the built-in one.
+        @param origins: where its values come from; C{None} if nowhere but the defaults.
         """
         self.default = default if default is not None else Profile()
         self.origins: dict[str, tuple[str, int]] = dict(origins) if origins is not None else {}
@@ -160,7 +160,7 @@ class Policy:
         Find the profile for a socket.
 
         @param who: the program.
-        @param destination: the name or address that the program connects to; L{None} for a listener.
+        @param destination: the name or address that the program connects to; C{None} for a listener.
         @param port: the port that it connects to or listens on.
         @return: the profile; this version has one for all.
         """

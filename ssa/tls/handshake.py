@@ -99,7 +99,7 @@ class Handshake:
         """
         Give up: close the socket and fail.  Does nothing after the end.
 
-        @param reason: what the Deferred fails with; L{None} for ECANCELED.
+        @param reason: what the Deferred fails with; C{None} for ECANCELED.
         """
         self._fail(reason if reason is not None else Cause.CANCELLED.error())
 
@@ -239,7 +239,7 @@ class Handshake:
         done.errback(error)
 
     def _end(self) -> Deferred[SSL.Connection] | None:
-        """Leave the reactor.  @return: what to fire, or L{None} if it is over already."""
+        """Leave the reactor.  @return: what to fire, or C{None} if it is over already."""
         done = self._done
         if done is not None:
             self._watch(reading=False, writing=False)
