@@ -234,7 +234,7 @@ class AttributeTable:
             for one in value:
                 _encodeAttribute(pieces, policy, one)
         for name in self._required:
-            if name not in values or (self._names[name].count > 1 and values[name] == []):
+            if name not in values or (self._names[name].count > 1 and not values[name]):
                 raise MissingAttributeError(f"attribute {name} is missing")
         return b"".join(pieces)
 
