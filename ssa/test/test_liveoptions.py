@@ -23,7 +23,7 @@ class LiveOptionTests(SynchronousTestCase):
         self.addCleanup(self.sock.close)
 
     def refused(self, level: int, name: int, value: bytes) -> int:
-        return self.assertRaises(SSAError, setLiveOption, self.sock, level, name, value).errno
+        return int(self.assertRaises(SSAError, setLiveOption, self.sock, level, name, value).errno)
 
     def test_passed(self) -> None:
         """Every number of the table is one that this kernel takes."""

@@ -40,7 +40,7 @@ class FakePool:
             try:
                 result = func()
             except Exception:
-                onResult(False, Failure())  # type: ignore[no-untyped-call]
+                onResult(False, Failure())
             else:
                 onResult(True, result)
 
