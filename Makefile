@@ -64,7 +64,7 @@ soak: $(STAMP)
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pydoctor
+	$(BIN)/python .ci/check-docstrings
 	$(MAKE) docs
 
 docs: $(DEV_STAMP)

@@ -13,7 +13,6 @@ author = "The SSA authors"
 copyright = "2026, The SSA authors"
 version = release = __version__
 extensions: list[str] = []
-suppress_warnings = ["toc.empty_glob"]
 exclude_patterns = ["_build"]
 html_theme = "alabaster"
 man_pages = [
