@@ -6,11 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from ssa.version import __version__  # noqa: E402
+from ssa.version import __version__
 
 project = "SSA"
 author = "The SSA authors"
-copyright = "2026, The SSA authors"
+project_copyright = "2026, The SSA authors"
 version = release = __version__
 extensions: list[str] = []
 exclude_patterns = ["_build"]
