@@ -52,7 +52,7 @@ class SupervisedPort(FileDescriptor):
         path: str,
         receiver: IEventReceiver,
         maximumConnections: int = 4096,
-        maximumPerUser: int = 1024,
+        maximumPerUser: int | None = None,
         limits: LinkLimits = LinkLimits(),  # noqa: B008 - it is frozen
         makeEnd: EndFactory = DaemonEnd,
     ) -> None:
@@ -60,7 +60,8 @@ class SupervisedPort(FileDescriptor):
         @param path: the socket's path.
         @param receiver: gets the events of all links.
         @param maximumConnections: the most links at a time; one more is closed at once.
-        @param maximumPerUser: the most links of one user id; root is only bound by C{maximumConnections}.
+        @param maximumPerUser: the most links of one user id, by default half of all; root is only bound by
+            C{maximumConnections}.
         @param limits: the bounds of each link.
         """
         super().__init__(reactor)
@@ -69,7 +70,7 @@ class SupervisedPort(FileDescriptor):
         self.ends: set[DaemonEnd] = set()
         self._receiver = receiver
         self._maximumConnections = maximumConnections
-        self._maximumPerUser = maximumPerUser
+        self._maximumPerUser = (maximumConnections + 1) // 2 if maximumPerUser is None else maximumPerUser
         self._limits = limits
         self._makeEnd = makeEnd
         self._perUser: Counter[int] = Counter()

@@ -1194,7 +1194,7 @@ class PortTests(SynchronousTestCase):
         self.receiver = Receiver()
         self.directory = self.mktemp()
         self.path = os.path.join(self.directory, "daemon.sock")
-        self.port = SupervisedPort(self.reactor, self.path, self.receiver, maximumConnections=3)
+        self.port = SupervisedPort(self.reactor, self.path, self.receiver, maximumConnections=3, maximumPerUser=3)
         self.clients: list[socket.socket] = []
 
     def tearDown(self) -> None:
@@ -1246,8 +1246,8 @@ class PortTests(SynchronousTestCase):
 
     def test_boundedPerUser(self) -> None:
         """One user cannot take all the room."""
+        self.port = SupervisedPort(self.reactor, self.path, self.receiver, maximumConnections=2)
         self.port.startListening()
-        self.port._maximumPerUser = 1
         with mock.patch("ssa.protocol.port.peerCredentials", return_value=(1, 1000)), mock.patch(
             "ssa.protocol.daemon.peerCredentials", return_value=(1, 1000)
         ):
