@@ -46,6 +46,9 @@ class Options(usage.Options):
             raise usage.UsageError(f"--socket: {path!r} is not an absolute path")
         if len(os.fsencode(path)) > 107:
             raise usage.UsageError("--socket: the path of a unix socket has at most 107 bytes (unix(7))")
+        if self["config"]:
+            # twistd changes the working directory.
+            self["config"] = os.path.abspath(self["config"])
         try:
             self.policy = self.load()
         except ConfigurationError as error:
@@ -58,11 +61,7 @@ class Options(usage.Options):
         @raise ConfigurationError: with all errors.
         """
         config = self["config"]
-        # twistd changes the working directory.
-        return loadPolicy(os.path.join(_STARTED_IN, config)) if config else loadPolicy(DEFAULT_FILE, required=False)
-
-
-_STARTED_IN = os.getcwd()
+        return loadPolicy(config) if config else loadPolicy(DEFAULT_FILE, required=False)
 
 
 class ReloadOnHangUp(Service):

@@ -73,6 +73,7 @@ class LoopbackInterceptor:
         self.establishedError = 0
         self._lastID = 0
         self.end = InterceptorEnd(reactor, sock, self)
+        self.end.onRegistered.addErrback(lambda failure: failure.trap(SSAError))
 
     # IRequests
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 import struct
 from typing import Any
@@ -44,6 +45,7 @@ class DispatcherCase(SynchronousTestCase):
     profile = Profile(handshakeTimeout=30.0)
 
     def setUp(self) -> None:
+        gc.collect()
         self.before = openDescriptors()
         self.around = Around(self.profile)
         self.interceptor = self.around.interceptor
@@ -218,7 +220,7 @@ class ConnectTests(DispatcherCase):
 
     def test_closeEverywhere(self) -> None:
         """close(2) at each point: the answer comes, a descriptor that arrives late is closed."""
-        for _number, step in enumerate(("fetch", "tcp", "handshake", "established"), 1):
+        for number, step in enumerate(("fetch", "tcp", "handshake", "established"), 1):
             self.newSocket(number)
             answer = self.connect(id=number)
             late = None
@@ -265,7 +267,7 @@ class ConnectTests(DispatcherCase):
 
     def test_upgrade(self) -> None:
         """TLS_UPGRADE takes either side."""
-        for _number, role in ((1, Role.CLIENT), (2, Role.SERVER)):
+        for number, role in ((1, Role.CLIENT), (2, Role.SERVER)):
             self.newSocket(number)
             answer = self.send(UpgradeNotify, number, role, True, LOCAL, REMOTE)
             self.interceptor.giveReal()
