@@ -74,6 +74,7 @@ setup(
         "ssa.policy",
         "ssa.protocol",
         "ssa.test",
+        "ssa.test.conformance",
         "ssa.tls",
     ],
     package_data={"ssa": ["py.typed"]},
