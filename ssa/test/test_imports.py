@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # Names of ciphers, which a policy checks.
     ("ssa.tls.ciphers",),
     # Words that everybody uses.
-    ("ssa.protocol.messages", "ssa.protocol.numbers"),
+    ("ssa.protocol.messages", "ssa.protocol.wire"),
     ("ssa.interfaces",),
     ("ssa.api",),
     ("ssa.errors", "ssa.version"),
