@@ -66,6 +66,7 @@ class Dispatcher:
         self._pendingEvents: Counter[IInterceptor] = Counter()
         self._answers: dict[Deferred[Answer], Callable[[SSAError], None]] = {}
         self._stopping = False
+        self._afterLoss: list[Callable[[], None]] = []
         self.events = 0
 
     @property
@@ -94,7 +95,7 @@ class Dispatcher:
         """
         Do what an event asks for.
 
-        @return: the answer, which never fails; L{None} for events that want none.
+        @return: the answer, which never fails; C{None} for events that want none.
         """
         self.events += 1
         method = getattr(self, f"event_{event.command.name}", self.eventUnknown)
@@ -144,6 +145,12 @@ class Dispatcher:
         """
         for each in list(self._byInterceptor.pop(interceptor, {}).values()):
             each.interceptorLost()
+        for call in self._afterLoss:
+            call()
+
+    def whenLinkLost(self, call: Callable[[], None]) -> None:
+        """Call C{call} each time that a link has ended, after its sockets have been dropped."""
+        self._afterLoss.append(call)
 
     # life
 
@@ -295,6 +302,6 @@ class Dispatcher:
         return Return(event.event, event.id, -error.errno)
 
     def stageOf(self, interceptor: IInterceptor, id: int) -> Stage | None:
-        """Where a socket stands; L{None}: there is none.  For C{ssa status} and tests."""
+        """Where a socket stands; C{None}: there is none.  For C{ssa status} and tests."""
         found = self._byInterceptor.get(interceptor, {}).get(id)
         return found.stage if found is not None else None

@@ -28,6 +28,9 @@ Seconds that connections may go on after the interceptor is gone.  Its programs 
 their sockets any more, so this is only for what they had written and the peers have not taken yet.
 """
 
+_DRAIN_STEP = 0.1
+"""Seconds between two looks whether they have ended; there are none while the link lives."""
+
 LOG_VARIABLE = "SSA_LOG"
 """The environment variable with the least level that is logged to standard error: debug, info, warn, error or critical."""
 
@@ -64,23 +67,29 @@ def serve(reactor: Any, sock: socket.socket, policy: Any) -> None:
 
     daemon = Daemon(reactor, policy)
     daemon.startService()
-    end = daemon.adopt(sock)
-    deadline: list[float] = []
 
-    def look() -> None:
-        if end.isLost:
-            if not deadline:
-                deadline.append(reactor.seconds() + DRAIN_TIME)
-            if not daemon.dispatcher.relays or reactor.seconds() >= deadline[0]:
-                reactor.stop()
-                return
-        reactor.callLater(0.1, look)
+    stopped: list[bool] = []
+
+    def stopOnce() -> None:
+        if not stopped:
+            stopped.append(True)
+            reactor.stop()
+
+    def drain(deadline: float) -> None:
+        if not daemon.dispatcher.relays or reactor.seconds() >= deadline:
+            stopOnce()
+        else:
+            reactor.callLater(_DRAIN_STEP, drain, deadline)
+
+    def lost() -> None:
+        reactor.callLater(0, drain, reactor.seconds() + DRAIN_TIME)
 
     def stop(signum: int, frame: object) -> None:
-        reactor.callFromThread(reactor.stop)
+        reactor.callFromThread(stopOnce)
 
+    daemon.dispatcher.whenLinkLost(lost)
+    daemon.adopt(sock)
     reactor.addSystemEventTrigger("before", "shutdown", daemon.stopService)
-    reactor.callWhenRunning(look)
     # The terminal's signals are the program's business; the supervisor ends this process.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -94,9 +103,9 @@ def runEmbedded(sock: socket.socket, configPath: str | None = None, level: str |
     Be the embedded daemon; to be called in a child process that has no reactor yet.
 
     @param sock: the daemon's end of the link, a connected SOCK_SEQPACKET socket.
-    @param configPath: of the configuration; L{None} or "": the machine's, if there is one, else the built-in policy.  What an
+    @param configPath: of the configuration; C{None} or "": the machine's, if there is one, else the built-in policy.  What an
         administrator has decided holds without the system's daemon as well.
-    @param level: the least level to log; L{None}: what L{LOG_VARIABLE} says.
+    @param level: the least level to log; C{None}: what L{LOG_VARIABLE} says.
     @return: never.  The process ends with 0; 1 after an error of the daemon, 78 (EX_CONFIG, sysexits.h) for a configuration
         with errors, which are written to standard error.
     """
@@ -107,6 +116,7 @@ def runEmbedded(sock: socket.socket, configPath: str | None = None, level: str |
 
         # A reactor that was inherited over fork(2) shares its epoll set with the parent.
         sys.modules.pop("twisted.internet.reactor", None)
+        signal.set_wakeup_fd(-1)
 
         epollreactor.install()  # type: ignore[no-untyped-call]
         from twisted.internet import reactor

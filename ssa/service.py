@@ -56,7 +56,7 @@ class Daemon(MultiService):
         """
         @param reactor: watches descriptors, tells the time, takes results of threads.
         @param policy: the policy in force at first.
-        @param loadPolicy: reads the policy again, or raises L{Exception} when it has errors; L{None}: there is no file.
+        @param loadPolicy: reads the policy again, or raises C{Exception} when it has errors; C{None}: there is no file.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._reactor = reactor

@@ -148,7 +148,7 @@ class TLSSocket:
         @param adopt: told of each accepted socket and its id.
         @param gone: told once when the socket is closed and nothing of it is left.
         @param mayAccept: whether a user may have one more socket.
-        @param life: where it stands; L{None}: new.
+        @param life: where it stands; C{None}: new.
         @param options: inherited ones.
         """
         self._services = services
@@ -228,6 +228,9 @@ class TLSSocket:
         if real is not None:
             setLiveOption(real, level, name, value)
         elif self.stage.isPending:
+            # Whether the kernel takes the value is found out now, while the call can still be told.
+            with socket.socket(self._family, socket.SOCK_STREAM) as trial:
+                setLiveOption(trial, level, name, value)
             self._early[level, name] = value
 
     def getOption(self, level: int, name: int) -> bytes:

@@ -220,8 +220,7 @@ class EmbeddedTests(TestCase):
                 process.send_signal(signal.SIGTERM)
                 answer: Any = await waiting
                 self.assertEqual(-errno.ENETDOWN, answer.result)
-                status, _ = await self.ended(process, 2)
-                self.assertEqual(0, status)
+                self.assertEqual((0, b""), await self.ended(process, 2))
             interceptor.shutDown()
             await interceptor.end.lost
 

@@ -249,6 +249,7 @@ class ConnectTests(DispatcherCase):
         on = struct.pack("=i", 1)
         self.assertEqual(0, self.set(socket.SO_KEEPALIVE, on, level=socket.SOL_SOCKET))
         self.assertEqual(errno.ENOPROTOOPT, self.set(31, b"tls", level=socket.IPPROTO_TCP))
+        self.assertEqual(errno.EINVAL, self.set(socket.IP_TTL, struct.pack("=i", 999), level=socket.IPPROTO_IP))
         self.interceptor.giveReal()
         self.around.reactor.writable()
         secured = self.factory.succeed()
