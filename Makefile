@@ -12,6 +12,13 @@ STAMP = $(VENV)/.installed
 DEV_STAMP = $(VENV)/.installed-dev
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# An editable install has the package ssa only; this tree on the path brings Twisted's plug-in too.
+define WRITE_PATH
+import os, pathlib, sysconfig
+pathlib.Path(sysconfig.get_path("purelib"), "ssa-tree.pth").write_text(os.getcwd() + "\n")
+endef
+export WRITE_PATH
+
 .PHONY: help venv demo test test-noninterference bench soak docs lint wheel-check clean
 .DELETE_ON_ERROR:
 
@@ -40,6 +47,7 @@ $(VENV)/bin/python:
 
 $(STAMP): setup.py pyproject.toml ssa/version.py | $(VENV)/bin/python
 	$(PIP) install --editable '.[test]'
+	@$(BIN)/python -c "$$WRITE_PATH"
 	@touch $@
 
 $(DEV_STAMP): $(STAMP)
