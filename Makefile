@@ -61,13 +61,17 @@ test: $(STAMP)
 	$(RUN)/trial --temp-directory=build/trial $(TRIAL_ARGUMENTS) $(TESTS)
 
 test-noninterference: $(STAMP)
-	$(RUN)/python benchmarks/noninterference.py
+	$(RUN)/python -m ssa.test.noninterference
 
 bench: $(STAMP)
-	$(RUN)/python benchmarks/bench.py
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  for tool in stunnel4 haproxy nginx; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	  [ -z "$$missing" ] || RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	    apt-get -q -y install --no-install-recommends $$missing </dev/null; fi
+	$(RUN)/python -m benchmarks.run
 
 soak: $(STAMP)
-	$(RUN)/python benchmarks/soak.py
+	$(RUN)/python -m benchmarks.soak
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
