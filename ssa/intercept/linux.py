@@ -26,6 +26,7 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 
+_PR_SET_NAME = 15
 _SECCOMP_SET_MODE_FILTER = 1
 _PIDFD_THREAD = os.O_EXCL
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -111,6 +112,15 @@ def _syscall(name: str, *arguments: object) -> int:
     if number is None:
         number = _number[name] = ctypes.c_long(architecture().numbers[name])
     return _checked(_call(number, *arguments), name)
+
+
+def nameProcess(name: str) -> None:
+    """
+    Show this process under a name of its own in ps(1) and top(1) (prctl(2) PR_SET_NAME).
+
+    @param name: at most 15 bytes.
+    """
+    _checked(_libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl")
 
 
 def unshare(flags: int) -> None:

@@ -83,6 +83,9 @@ class Listening:
     def listen(self, call: Notification, endpoint: Endpoint, sock: socket.socket) -> None:
         """Ask the daemon, which fetches the real socket, and then let the program's end listen."""
         core = self._core
+        if endpoint.state is State.DEAD:
+            core.refuse(call, endpoint, ENETDOWN, "the daemon that served this listener is gone")
+            return
         if endpoint.state not in (State.NEW, State.LISTENING):
             core.refuse(call, endpoint, EINVAL, "listen: the socket is connected or connecting")
             return

@@ -13,13 +13,14 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EADDRINUSE, EADDRNOTAVAIL, EPIPE
+from errno import EADDRINUSE, EADDRNOTAVAIL, ENETDOWN
 from typing import Any
 
 from zope.interface import Attribute, Interface, implementer
 
 from ssa.api import InternetAddress
-from ssa.intercept.linux import CLONE_NEWUSER, unshare
+from ssa.intercept.launch import releaseDescriptors
+from ssa.intercept.linux import CLONE_NEWUSER, nameProcess, unshare
 from ssa.intercept.namespace import UNBOUND, NamespaceHelper, RawAddress, attachFilter, socketCookie
 
 _PORTS_TRIED = 64
@@ -113,7 +114,8 @@ def startHelper(userNamespace: bool) -> tuple[int, socket.socket]:
     if pid == 0:
         status = 1
         try:
-            ours.close()
+            nameProcess("ssa-network")
+            releaseDescriptors((theirs.fileno(),))
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             if userNamespace:
                 try:
@@ -145,16 +147,19 @@ class HelperClient:
     def call(self, name: str, *arguments: object, sockets: tuple[socket.socket, ...] = ()) -> tuple[Any, list[socket.socket]]:
         """
         @return: the helper's result and sockets.
-        @raise OSError: as the helper met it; EPIPE where the helper has died.
+        @raise OSError: as the helper met it; ENETDOWN where the helper has died.
         """
         request = json.dumps([name, *arguments]).encode()
-        socket.send_fds(self._control, [request], [sock.fileno() for sock in sockets])
-        data, fds, _flags, _address = socket.recv_fds(self._control, 65536, 4)
+        try:
+            socket.send_fds(self._control, [request], [sock.fileno() for sock in sockets])
+            data, fds, _flags, _address = socket.recv_fds(self._control, 65536, 4)
+        except ConnectionError as error:
+            raise OSError(ENETDOWN, "the namespace helper died") from error
         given = [socket.socket(fileno=fd) for fd in fds]
         for sock in given:
             os.set_inheritable(sock.fileno(), False)
         if not data:
-            raise OSError(EPIPE, "the namespace helper died")
+            raise OSError(ENETDOWN, "the namespace helper died")
         number, result = json.loads(data)
         if number:
             for sock in given:

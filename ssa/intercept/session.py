@@ -19,7 +19,8 @@ from typing import Any
 from twisted.logger import Logger
 
 from ssa.intercept.core import Core
-from ssa.intercept.launch import Options
+from ssa.intercept.launch import Options, releaseDescriptors
+from ssa.intercept.linux import nameProcess
 from ssa.intercept.network import HelperClient, IPrivateNetwork, NamespaceNetwork, startHelper
 from ssa.intercept.notify import NotificationListener
 from ssa.intercept.program import Program
@@ -88,7 +89,8 @@ def _startEmbedded(options: Options) -> tuple[int, socket.socket]:
     pid = os.fork()
     if pid == 0:
         try:
-            ours.close()
+            nameProcess("ssa-daemon")
+            releaseDescriptors((theirs.fileno(),))
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             from ssa.embedded import runEmbedded
 
@@ -151,6 +153,13 @@ class Session:
         if self._path:
             self.reactor.callLater(RECONNECT_DELAY, self._reconnect)
 
+    def helperLost(self) -> None:
+        """The process with the private networks has died: without it no TLS socket can be served."""
+        self._path = ""
+        if self._link is not None:
+            self.log.error("the namespace helper died: TLS sockets are no longer served")
+            self._link.close()
+
     def _reconnect(self) -> None:
         if self._stopping:
             return
@@ -186,6 +195,7 @@ def supervise(program: Program, options: Options, way: Way) -> None:
 
     @raise OSError: with one line that says why interception is not possible.
     """
+    nameProcess("ssa-supervisor")
     control: socket.socket | None = None
     helper = 0
     if way is not Way.LOOPBACK:
@@ -209,9 +219,10 @@ def supervise(program: Program, options: Options, way: Way) -> None:
         client = HelperClient(control)
         newNetwork = lambda: NamespaceNetwork(client)  # noqa: E731
     session = Session(reactor, program, newNetwork, path)
-    for pid in (helper, embedded):
-        if pid:
-            program.watchChild(pid, lambda status: None)
+    if helper:
+        program.watchChild(helper, lambda status: session.helperLost())
+    if embedded:
+        program.watchChild(embedded, lambda status: None)  # the link tells
     if sock is not None:
         session.use(sock)
     else:

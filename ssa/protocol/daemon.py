@@ -11,6 +11,7 @@ from errno import (
     ECONNABORTED,
     EEXIST,
     EIO,
+    EMFILE,
     ENETDOWN,
     ENFILE,
     ENOBUFS,
@@ -29,7 +30,7 @@ from ssa.errors import SSAError
 from ssa.interfaces import Fetched, IEventReceiver, IInterceptor
 from ssa.netlink.codec import Acknowledgement, BadValueError, Buffer, CodecError
 from ssa.protocol.interceptor import isAnswerTo
-from ssa.protocol.link import BoundedLog, Link, decodePacket
+from ssa.protocol.link import NO_DESCRIPTOR, BoundedLog, Link, decodePacket
 from ssa.protocol.messages import (
     FROM_INTERCEPTOR,
     Accepted,
@@ -171,7 +172,7 @@ class DaemonEnd:
         """Process one frame from the interceptor; see L{LinkUser<ssa.protocol.link.LinkUser>}."""
         sequence, message = decodePacket(frame, fds, FROM_INTERCEPTOR)
         if isinstance(message, Event):
-            self._eventReceived(message)
+            self._eventReceived(message, fds == [NO_DESCRIPTOR])
         elif isinstance(message, Reply):
             self._replyReceived(message, sequence, fds)
         else:
@@ -200,10 +201,10 @@ class DaemonEnd:
 
     # Events
 
-    def _eventReceived(self, event: Event) -> None:
+    def _eventReceived(self, event: Event, shortage: bool) -> None:
         if event.event in self._events:
             raise BadValueError(f"event {event.event} came twice")
-        errno = self._admit(event)
+        errno = EMFILE if shortage else self._admit(event)
         if not event.wantsAnswer:
             if errno:
                 self._bounded.warn("{kind} is not this interceptor's to send", kind=type(event).__name__)
@@ -389,7 +390,9 @@ class DaemonEnd:
         if not matches:
             raise BadValueError(f"{reply.command.name} is no reply to request {sequence}")
         del self._requests[sequence]
-        if pending.result is not None:
+        if fds == [NO_DESCRIPTOR]:
+            self._complete(pending, SSAError(EMFILE, "the daemon has no descriptor left"))
+        elif pending.result is not None:
             fds.clear()
             self._complete(pending, value)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import socket
 from collections.abc import Callable
-from errno import EINVAL, EIO, ENETDOWN, ENOBUFS, EOPNOTSUPP, EPROTONOSUPPORT
+from errno import EINVAL, EIO, EMFILE, ENETDOWN, ENOBUFS, EOPNOTSUPP, EPROTONOSUPPORT
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from ssa.errors import SSAError
 from ssa.interfaces import Fetched, IRequests
 from ssa.netlink.codec import Acknowledgement, Buffer, CodecError
-from ssa.protocol.link import BoundedLog, Link, decodePacket
+from ssa.protocol.link import NO_DESCRIPTOR, BoundedLog, Link, decodePacket
 from ssa.protocol.messages import (
     ANSWERED_BY,
     FROM_DAEMON,
@@ -138,7 +138,7 @@ class InterceptorEnd:
         """Process one frame from the daemon; see L{LinkUser<ssa.protocol.link.LinkUser>}."""
         sequence, message = decodePacket(frame, fds, FROM_DAEMON)
         if isinstance(message, Answer):
-            self._answerReceived(message)
+            self._answerReceived(message, fds == [NO_DESCRIPTOR])
         elif isinstance(message, Register):
             self._register(message, sequence)
         elif isinstance(message, Request):
@@ -168,7 +168,7 @@ class InterceptorEnd:
             return ENOBUFS
         return 0
 
-    def _answerReceived(self, answer: Answer) -> None:
+    def _answerReceived(self, answer: Answer, shortage: bool) -> None:
         waiting = self._pending.pop(answer.event, None)
         if waiting is None:
             self._bounded.warn("the daemon answers event {event}, which does not wait", event=answer.event)
@@ -179,7 +179,7 @@ class InterceptorEnd:
                 "the daemon answers {event} with {answer}", event=type(event).__name__, answer=type(answer).__name__
             )
             answer = failure(event, EIO)
-        result.callback(answer)
+        result.callback(failure(event, EMFILE) if shortage else answer)
 
     def _register(self, register: Register, sequence: int) -> None:
         if register.version != PROTOCOL_VERSION:

@@ -41,6 +41,10 @@ _RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 
 
+NO_DESCRIPTOR = -1
+"""Stands for the descriptors beside a frame when this process had no number left for them (RLIMIT_NOFILE)."""
+
+
 class LinkUser(Protocol):
     """Who uses a L{Link}."""
 
@@ -49,7 +53,8 @@ class LinkUser(Protocol):
         A frame has arrived.
 
         @param frame: valid until this returns.
-        @param fds: the descriptors beside it.  Those that are still in the list when this returns or raises are closed.
+        @param fds: the descriptors beside it, or L{NO_DESCRIPTOR} alone.  Those that are still in the list when this
+            returns or raises are closed.
         @raise CodecError: the frame is malformed or forbidden; the link ends.
         """
 
@@ -218,8 +223,12 @@ class Link(FileDescriptor):
                 return ConnectionLost(f"receiving failed: {error.strerror}")
             fds = _descriptorsOf(control) if control else []
             try:
-                if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                    return ConnectionLost("a packet was cut off, or there are no descriptors left")
+                if flags & socket.MSG_TRUNC:
+                    return ConnectionLost("a packet was cut off")
+                if flags & socket.MSG_CTRUNC:
+                    # No descriptor left in this process: only what came with this packet fails.
+                    closeDescriptors(fds)
+                    fds = [NO_DESCRIPTOR]
                 if size == 0:
                     return ConnectionDone()
                 if size > LARGEST_FRAME or len(fds) > MAXIMUM_DESCRIPTORS:
@@ -318,11 +327,14 @@ def decodePacket(
     """
     Decode a frame together with what came beside it.
 
-    @param fds: a reply's descriptor stays in the list.
+    @param fds: a reply's descriptor stays in the list, and so does L{NO_DESCRIPTOR}: the caller of this fails what the
+        frame is about with EMFILE.
     @return: C{nlmsg_seq}, and the message or acknowledgement.
     @raise CodecError: the frame is malformed, or its descriptors do not belong to it.
     """
     detached: Callable[[], bytes] | None = (lambda: readMemoryFile(fds[0])) if fds else None
+    if fds == [NO_DESCRIPTOR]:
+        detached = bytes  # the message is known, its value is lost
     sequence, message = decodeFrame(frame, classes, detached)
     if isinstance(message, Reply):
         if len(fds) != 1:
@@ -330,5 +342,6 @@ def decodePacket(
     elif fds:
         if not getattr(message, "valueField", ""):
             raise BadValueError("a descriptor came beside a frame that has none")
-        closeDescriptors(fds)
+        if fds != [NO_DESCRIPTOR]:
+            closeDescriptors(fds)
     return sequence, message
