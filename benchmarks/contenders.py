@@ -42,6 +42,11 @@ class Contender:
     missing: str = ""
     version: str = ""
 
+    @property
+    def isProxied(self) -> bool:
+        """Whether there is a proxy whose cost can be told."""
+        return bool(self.command or self.launcher)
+
 
 def versionOf(command: list[str]) -> str:
     """The version that a program says it has: the first line that has its name and a digit."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet import epollreactor
@@ -24,7 +25,7 @@ CIPHER = b"TLS_AES_128_GCM_SHA256"
 class Descriptor:
     """One step of a connection's life on the reactor: C{step} is called for any event, until C{remove}."""
 
-    def __init__(self, reactor: epollreactor.EPollReactor, sock: socket.socket, step: Callable[[], None]) -> None:
+    def __init__(self, reactor: Any, sock: socket.socket, step: Callable[[], None]) -> None:
         self.reactor = reactor
         self.fileno = sock.fileno
         self.doRead = self.doWrite = step
@@ -44,7 +45,7 @@ class Proxy:
     """Accepts on one port, and joins each connection to a new one to the target."""
 
     def __init__(
-        self, reactor: epollreactor.EPollReactor, pool: RelayPool, port: int, target: int, context: SSL.Context, server: bool
+        self, reactor: Any, pool: RelayPool, port: int, target: int, context: SSL.Context, server: bool
     ) -> None:
         self.reactor = reactor
         self.pool = pool
@@ -100,7 +101,7 @@ class Proxy:
 def main(arguments: list[str]) -> None:
     """Serve until killed."""
     clientPort, tlsTarget, serverPort, plainTarget = (int(argument) for argument in arguments[:4])
-    reactor = epollreactor.EPollReactor()
+    reactor: Any = epollreactor.EPollReactor()  # type: ignore[no-untyped-call]
     pool = RelayPool(reactor)
     contexts = []
     for _ in range(2):

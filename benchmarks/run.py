@@ -12,6 +12,7 @@ what its processes but the program itself use counts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -24,7 +25,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +138,10 @@ def memoryOf(processes: list[int]) -> int:
     return total
 
 
+class Failed(Exception):
+    """A contender did not do what was asked of it."""
+
+
 class Bench:
     """One run: the far end, the proxies, the programs."""
 
@@ -214,6 +221,8 @@ class Bench:
             [*command, str(amount)], env=self.environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert program.stdin is not None and program.stdout is not None
+        patience = threading.Timer(PATIENCE, program.kill)
+        patience.start()
         try:
             if program.stdout.readline() != b"ready\n":
                 raise RuntimeError(f"{contender.name}: the program did not start")
@@ -229,9 +238,10 @@ class Bench:
             grown = memoryOf(proxies) - memory if measure == "idle" else 0
             program.stdin.write(b"\n")
             program.stdin.flush()
-            program.wait(PATIENCE)
+            program.wait()
             return json.loads(answer), cpu, grown
         finally:
+            patience.cancel()
             program.kill()
             program.wait()
             program.stdin.close()
@@ -242,51 +252,84 @@ class Bench:
         if contender.command:
             return descendants(self.running[contender.name].pid)
         if contender.launcher:
-            return [
-                process for process in descendants(program)
-                if b"benchmarks.load\0program" not in Path(f"/proc/{process}/cmdline").read_bytes().split(b"--\0")[0]
-            ]
+            processes = []
+            for process in descendants(program):
+                # The processes of the launcher name the program too, but after their own arguments.
+                command = Path(f"/proc/{process}/cmdline").read_bytes()
+                if not command.startswith(b"\0".join([sys.executable.encode(), b"-m", b"benchmarks.load"])):
+                    processes.append(process)
+            return processes
         return []
 
     def add(self, contender: Contender, measure: str, value: float) -> None:
         self.samples.setdefault(contender.name, {}).setdefault(measure, []).append(value)
 
+    def measure(
+        self, contender: Contender, kind: str, port: int, measure: str, amount: str
+    ) -> tuple[dict[str, Any], float, int]:
+        """As L{program}; a contender that fails is out from then on, and the table says why."""
+        try:
+            return self.program(contender, kind, port, measure, self.amounts[amount])
+        except (OSError, RuntimeError, ValueError) as error:
+            contender.missing = f"{measure}: {error}"
+            raise Failed from error
+
     def round(self, memory: bool) -> None:
         """Every measure once for every contender, one contender after the other for each measure."""
-        present = [contender for contender in self.contenders if not contender.missing]
-        gibibytes = self.amounts["bulk"] / (1 << 30)
-        for measure in ("up", "down"):
-            for contender in present:
-                answer, cpu, _ = self.program(contender, contender.kind, contender.ports.client, measure, self.amounts["bulk"])
-                self.add(contender, f"{measure} rate", gibibytes / answer["seconds"])
-                if contender.command or contender.launcher:
-                    self.add(contender, measure, cpu / gibibytes)
-        count = self.amounts["handshakes"]
-        for contender in present:
-            answer, cpu, _ = self.program(contender, contender.kind, contender.ports.client, "full", count)
-            self.add(contender, "client rate", count / answer["seconds"])
-            if contender.command or contender.launcher:
-                self.add(contender, "client cpu", cpu / count * 1e6)
-        for measure, name in (("full", "server"), ("resumed", "resumed")):
-            for contender in present:
-                if not contender.ports.server:
-                    continue
-                answer, cpu, _ = self.program(contender, "tls", contender.ports.server, measure, count)
-                if measure == "resumed" and answer["reused"] < count - 1:
-                    continue
-                self.add(contender, f"{name} rate", count / answer["seconds"])
-                self.add(contender, f"{name} cpu", cpu / count * 1e6)
-        for contender in present:
-            answer, _, _ = self.program(contender, contender.kind, contender.ports.client, "pingpong", self.amounts["pingpong"])
-            for measure in ("p50", "p99"):
-                self.add(contender, measure, answer[measure] * 1e6)
+        steps = [self.bulk("up"), self.bulk("down"), self.handshakes, self.served("full", "server")]
+        steps += [self.served("resumed", "resumed"), self.pingpong]
         if memory:
-            for contender in present:
-                if contender.command or contender.launcher:
-                    _, _, grown = self.program(
-                        contender, contender.kind, contender.ports.client, "idle", self.amounts["idle"]
-                    )
-                    self.add(contender, "idle", grown / self.amounts["idle"] / 1024)
+            steps.append(self.idle)
+        for step in steps:
+            for contender in self.contenders:
+                if not contender.missing:
+                    with contextlib.suppress(Failed):
+                        step(contender)
+
+    def bulk(self, direction: str) -> Callable[[Contender], None]:
+        """One large transfer from or to the program."""
+        def step(contender: Contender) -> None:
+            gibibytes = self.amounts["bulk"] / (1 << 30)
+            answer, cpu, _ = self.measure(contender, contender.kind, contender.ports.client, direction, "bulk")
+            self.add(contender, f"{direction} rate", gibibytes / answer["seconds"])
+            if contender.isProxied:
+                self.add(contender, direction, cpu / gibibytes)
+
+        return step
+
+    def handshakes(self, contender: Contender) -> None:
+        """Full handshakes, the proxy being the client."""
+        count = self.amounts["handshakes"]
+        answer, cpu, _ = self.measure(contender, contender.kind, contender.ports.client, "full", "handshakes")
+        self.add(contender, "client rate", count / answer["seconds"])
+        if contender.isProxied:
+            self.add(contender, "client cpu", cpu / count * 1e6)
+
+    def served(self, measure: str, name: str) -> Callable[[Contender], None]:
+        """Handshakes, the proxy being the server."""
+        def step(contender: Contender) -> None:
+            if not contender.ports.server:
+                return
+            count = self.amounts["handshakes"]
+            answer, cpu, _ = self.measure(contender, "tls", contender.ports.server, measure, "handshakes")
+            if measure == "resumed" and answer["reused"] < count - 1:
+                return
+            self.add(contender, f"{name} rate", count / answer["seconds"])
+            self.add(contender, f"{name} cpu", cpu / count * 1e6)
+
+        return step
+
+    def pingpong(self, contender: Contender) -> None:
+        """Round trips of one small message."""
+        answer, _, _ = self.measure(contender, contender.kind, contender.ports.client, "pingpong", "pingpong")
+        for measure in ("p50", "p99"):
+            self.add(contender, measure, answer[measure] * 1e6)
+
+    def idle(self, contender: Contender) -> None:
+        """Memory of connections that have carried a message and are silent now."""
+        if contender.isProxied:
+            _, _, grown = self.measure(contender, contender.kind, contender.ports.client, "idle", "idle")
+            self.add(contender, "idle", grown / self.amounts["idle"] / 1024)
 
     def medians(self) -> dict[str, dict[str, float]]:
         return {
@@ -298,7 +341,7 @@ class Bench:
 def table(bench: Bench) -> str:
     """All medians, a row for each measure, as a reStructuredText list table."""
     medians = bench.medians()
-    names = [contender.name for contender in bench.contenders if not contender.missing]
+    names = [contender.name for contender in bench.contenders if contender.name in medians]
     lines = [".. list-table::", "   :header-rows: 1", "", "   * - measure"]
     lines += [f"     - {name}" for name in names]
     for measure, (title, unit) in MEASURES.items():
@@ -325,7 +368,7 @@ def facts(bench: Bench) -> dict[str, Any]:
 
 
 def main() -> int:
-    """@return: 0, or 1 if bulk costs the relay more CPU than stunnel."""
+    """@return: 0, or 1 if the relay failed, or its bulk CPU is more than stunnel's."""
     parser = argparse.ArgumentParser(description="Compare SSA's relay with other TLS proxies.")
     parser.add_argument("--quick", action="store_true", help="only check that everything runs; the numbers mean nothing")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of which the median is taken")
@@ -356,7 +399,9 @@ def main() -> int:
     path = results / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.json"
     path.write_text(json.dumps({"facts": known, "medians": medians, "samples": bench.samples}, indent=1))
     print(f"all samples: {path.relative_to(ROOT)}")
-    if options.quick or "stunnel" not in medians:
+    if bench.contenders[0].missing:
+        return 1
+    if options.quick or "down" not in medians.get("stunnel", {}):
         return 0
     ours = medians["relay"]["up"] + medians["relay"]["down"]
     theirs = medians["stunnel"]["up"] + medians["stunnel"]["down"]
