@@ -1,0 +1,3 @@
+module ssa.example
+
+go 1.19
