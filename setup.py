@@ -84,8 +84,8 @@ setup(
     install_requires=[
         # The reactor, its adopted descriptors, services and plug-ins; the release that supports Python 3.13.
         "twisted >= 24.10.0",
-        # TLS on the real socket: Connection.get_group_name is of 26.0.0, Context.clear_mode of 25.3.0.
-        "pyopenssl >= 26.0.0",
+        # TLS on the real socket: Connection.set_options is of 26.2.0, get_group_name of 26.0.0.
+        "pyopenssl >= 26.2.0",
         # Whether a certificate names the host: verify_hostname and verify_ip_address on pyOpenSSL connections.
         "service_identity >= 24.1.0",
         # The interfaces between the parts; mypy-zope checks them.
