@@ -18,7 +18,7 @@ TLS_CHOSEN_CIPHER, TLS_ERROR = 98, 100
 class Hello(http.server.BaseHTTPRequestHandler):
     """Says what the connection is."""
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         cipher = self.connection.getsockopt(IPPROTO_TLS, TLS_CHOSEN_CIPHER, 1024).rstrip(b"\0").decode()
         body = f"Hello {self.client_address[0]}, this is {cipher}.\n".encode()
         self.send_response(200)
