@@ -262,9 +262,43 @@ class TLSCase(unittest.TestCase):
         self.assertEqual(ended, [status])
 
 
+class PairCase(TLSCase):
+    """A case with a connection, for both roles."""
+
+    def pair(self) -> tuple[socket.socket, Peer]:
+        """A TLS socket and its peer."""
+        raise NotImplementedError
+
+
+class ClientRole(PairCase):
+    """The TLS socket connects."""
+
+    def pair(self) -> tuple[socket.socket, Peer]:
+        """A TLS socket and its peer."""
+        return self.connected()
+
+
+class ServerRole(PairCase):
+    """The TLS socket comes from accept."""
+
+    def pair(self) -> tuple[socket.socket, Peer]:
+        """A TLS socket and its peer."""
+        return self.accepted()
+
+
 def text(sock: socket.socket, option: Option) -> str:
     """An option's string."""
-    return sock.getsockopt(IPPROTO_TLS, option, 1 << 16).rstrip(b"\0").decode()
+    return value(sock, option).rstrip(b"\0").decode()
+
+
+def value(sock: socket.socket, option: Option, size: int = 1 << 16) -> bytes:
+    """An option's bytes, in a buffer of any size: the standard library's has at most 1024 bytes."""
+    buffer = ctypes.create_string_buffer(size)
+    length = ctypes.c_uint(size)
+    ctypes.set_errno(0)
+    if LIBC.getsockopt(sock.fileno(), IPPROTO_TLS, int(option), buffer, ctypes.byref(length)) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return buffer.raw[: length.value]
 
 
 def number(sock: socket.socket, option: Option) -> int:
