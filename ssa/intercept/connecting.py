@@ -27,10 +27,10 @@ from errno import (
 from ssa.api import UPGRADE_FORMAT, Address, DataPath, HostnameAddress, InternetAddress, Role, decodeAddress
 from ssa.errors import SSAError
 from ssa.intercept.caller import Caller
-from ssa.intercept.carried import carry
+from ssa.intercept.carried import carry, inherit
 from ssa.intercept.core import TCP_CLOSE, TCP_ESTABLISHED, Core, tcpState
 from ssa.intercept.endpoint import Endpoint, State
-from ssa.intercept.namespace import WILDCARDS
+from ssa.intercept.namespace import WILDCARDS, socketCookie
 from ssa.intercept.notify import Notification
 from ssa.interfaces import Fetched
 from ssa.protocol.messages import BindNotify, ConnectNotify, UpgradeNotify
@@ -208,7 +208,8 @@ class Connecting:
     ) -> None:
         """Hold the program's socket in SYN_SENT; or end the call with why it can't be."""
         try:
-            attempt = endpoint.home.network.hold(sock, endpoint.bound is not None and endpoint.bound.port != 0, local, remote)
+            bound = endpoint.bound is not None and endpoint.bound.port != 0
+            attempt = endpoint.home.network.hold(sock, bound, local, remote, endpoint.back)
         except OSError as error:
             endpoint.closeReal()
             self._core.refuse(call, endpoint, error.errno or EADDRNOTAVAIL, f"connect: {error.strerror}")
@@ -315,12 +316,53 @@ class Connecting:
         if endpoint.tried or tcpState(sock) != TCP_CLOSE:
             core.reset(sock)
         endpoint.real = real
+        if endpoint.home.network.hasBack and core.table.hasMirror(endpoint.home, local, remote):
+            with self._moveToBack(call, endpoint, sock) as moved:
+                self._beginUpgrade(call, endpoint, moved, caller, role, local, remote)
+        else:
+            self._beginUpgrade(call, endpoint, sock, caller, role, local, remote)
+
+    def _beginUpgrade(
+        self,
+        call: Notification,
+        endpoint: Endpoint,
+        sock: socket.socket,
+        caller: Caller,
+        role: Role,
+        local: InternetAddress,
+        remote: InternetAddress,
+    ) -> None:
+        core = self._core
         self._begin(call, endpoint, sock, caller, None, local, remote)
         if endpoint.state is State.CONNECTING:
             blocking = os.get_blocking(sock.fileno())
             event = UpgradeNotify(core.nextEvent(), endpoint.id, role, blocking, local, remote)
             core.ask(event, lambda error, value: self._finished(endpoint, error), timeout=None)
             self._waitOrGo(call, endpoint, sock, blocking)
+
+    def _moveToBack(self, call: Notification, endpoint: Endpoint, sock: socket.socket) -> socket.socket:
+        """
+        Replace a socket by one in the back, since its mirrored addresses are in use in the front: by the other end of
+        the very connection that is upgraded.
+
+        Every number of the caller's process changes with it.  A copy in another process, or an epoll registration
+        made before the upgrade, keeps the old socket, which is the price of this rare case.
+        """
+        core = self._core
+        new = endpoint.home.network.program(endpoint.family, back=True)
+        inherit(sock, new)
+        new.setblocking(os.get_blocking(sock.fileno()))
+        for name in os.listdir(f"/proc/{call.pid}/fd"):
+            number = int(name)
+            if core.listener.socketInode(call, number) == endpoint.inode:
+                with open(f"/proc/{call.pid}/fdinfo/{number}", encoding="ascii") as info:
+                    flags = next(int(line.split()[1], 8) for line in info if line.startswith("flags:"))
+                core.listener.replaceDescriptor(call, number, new.fileno(), bool(flags & os.O_CLOEXEC))
+        core.table.remove(endpoint)
+        endpoint.inode, endpoint.cookie = os.fstat(new.fileno()).st_ino, socketCookie(new)
+        endpoint.back, endpoint.tried = True, False
+        core.table.add(endpoint)
+        return new
 
     def _unfit(self, endpoint: Endpoint, real: socket.socket) -> tuple[int, str] | None:
         """Why a descriptor can't be upgraded."""
@@ -399,7 +441,7 @@ class Connecting:
                     # From the placeholder to the real addresses.  A poller may wake for a moment; SO_ERROR waits for us.
                     self._core.reset(program)
                     bound = endpoint.bound is not None and endpoint.bound.port != 0
-                    attempt = network.hold(program, bound, external, remote)
+                    attempt = network.hold(program, bound, external, remote, endpoint.back)
             plain = network.release(attempt, lambda: self._core.findAgain(endpoint))
         except OSError as error:
             raise SSAError(ECONNABORTED, f"the program's end is gone: {error.strerror}") from error

@@ -110,6 +110,7 @@ class Endpoint:
     @ivar remote: the peer's address.
     @ivar target: where the program wants to connect to.
     @ivar attempt: what holds the program's socket in SYN_SENT.
+    @ivar back: whether the program's end lives in the back of the private network.
     @ivar tried: whether it has been in an attempt, which the kernel must forget before the next one.
     @ivar device: the interface that the program bound it to (SO_BINDTODEVICE), NUL-terminated, or b"".
     @ivar caller: who connects or listens.
@@ -138,6 +139,7 @@ class Endpoint:
     remote: InternetAddress | None = None
     target: Address | None = None
     attempt: Attempt | None = None
+    back: bool = False
     tried: bool = False
     device: bytes = b""
     caller: Caller | None = None
@@ -189,6 +191,14 @@ class EndpointTable:
             del self._byInode[endpoint.inode]
         self._byCookie.pop(endpoint.cookie, None)
         self._byID.pop(endpoint.id, None)
+
+    def hasMirror(self, home: Home, local: InternetAddress, remote: InternetAddress) -> bool:
+        """Whether the other end of a connection is a TLS socket here too, in the front."""
+        return any(
+            one.home is home and not one.back and (one.external, one.remote) == (remote, local)
+            for one in self._byID.values()
+            if one.state in (State.CONNECTING, State.CONNECTED)
+        )
 
     def byInode(self, inode: int) -> Endpoint | None:
         """The socket with an inode number; check the cookie before you believe it."""

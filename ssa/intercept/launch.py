@@ -333,9 +333,7 @@ def _becomeSupervisor(
             program.refuse(f"the supervisor could not start: {failure}")
 
 
-def _becomeProgram(
-    control: socket.socket, argv: Sequence[str], inherited: Inherited, installFilter: Callable[[], int]
-) -> None:
+def _becomeProgram(control: socket.socket, argv: Sequence[str], inherited: Inherited, installFilter: Callable[[], int]) -> None:
     try:
         notify = installFilter()
     except OSError as failure:

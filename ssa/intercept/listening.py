@@ -189,6 +189,7 @@ class Listening:
             raise SSAError(error.errno or EIO, f"an accepted connection's ends cannot be made: {error.strerror}") from error
         endpoint = Endpoint.of(core.nextID(), sock, listener.home, listener.session)
         endpoint.state = State.CONNECTED
+        endpoint.back = listener.home.network.hasBack
         endpoint.external, endpoint.remote = external, remote
         core.table.add(endpoint)
         connection = Connection(endpoint, sock, listener)

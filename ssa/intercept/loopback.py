@@ -66,6 +66,7 @@ class LoopbackNetwork:
     """The program's ends of connections on the loopback interface."""
 
     emulatesNames = True
+    hasBack = False
 
     def __init__(self) -> None:
         self._holes = {int(socket.AF_INET): _Hole(socket.AF_INET, "127.0.0.1")}
@@ -80,7 +81,7 @@ class LoopbackNetwork:
         self.destroyed = [notices]
         self._diagnosis = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
 
-    def program(self, family: int) -> socket.socket:
+    def program(self, family: int, back: bool = False) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
@@ -92,7 +93,9 @@ class LoopbackNetwork:
     def bind(self, sock: socket.socket, address: InternetAddress) -> None:
         sock.bind((self._holes[int(sock.family)].host, 0))
 
-    def hold(self, sock: socket.socket, bound: bool, local: InternetAddress, remote: InternetAddress) -> Attempt:
+    def hold(
+        self, sock: socket.socket, bound: bool, local: InternetAddress, remote: InternetAddress, back: bool = False
+    ) -> Attempt:
         hole = self._holes[int(sock.family)]
         blocking = os.get_blocking(sock.fileno())
         os.set_blocking(sock.fileno(), False)

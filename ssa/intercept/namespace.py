@@ -6,7 +6,7 @@ In a private namespace every address is local, so a socket there can carry the r
 nothing but the supervisor.  There are two for each network namespace that programs live in:
 
   - the I{front}, where a program's socket is made.  While the TLS handshake runs it is in genuine SYN_SENT to its real
-    destination; L{PrivateNetwork.release} completes it by a TCP simultaneous open (RFC 9293 section 3.5) from a socket that is
+    destination; I{release} completes it by a TCP simultaneous open (RFC 9293 section 3.5) from a socket that is
     bound to that destination.  A program's listener lives there too and is rung for each connection that waits.
   - the I{back}, where both ends of an accepted connection are made.  It is another namespace because a program that talks
     to another one under the same supervisor needs the same pair of addresses twice.
@@ -210,9 +210,10 @@ class NamespaceHelper:
                 for sock in sockets + given:
                     if all(sock not in (f.destroyed, b.destroyed) for f, b in self._networks):
                         sock.close()
-        for front, _back in self._networks:
-            self._enter(front)
-            self._abandon(front)
+        for spaces in self._networks:
+            for space in spaces:
+                self._enter(space)
+                self._abandon(space)
 
     def _enter(self, space: _Space) -> None:
         if self._here is not space:
@@ -227,9 +228,11 @@ class NamespaceHelper:
         self._networks.append((front, back))
         return len(self._networks) - 1, [front.destroyed, back.destroyed]
 
-    def request_socket(self, sockets: list[socket.socket], network: int, family: int) -> tuple[None, list[socket.socket]]:
+    def request_socket(
+        self, sockets: list[socket.socket], network: int, back: bool, family: int
+    ) -> tuple[None, list[socket.socket]]:
         """A program's new socket, behind the gate."""
-        self._enter(self._networks[network][0])
+        self._enter(self._networks[network][back])
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             attachFilter(sock, self._gate)
@@ -244,7 +247,7 @@ class NamespaceHelper:
         return None, []
 
     def request_hold(
-        self, sockets: list[socket.socket], network: int, bound: bool, local: list[Any], remote: list[Any]
+        self, sockets: list[socket.socket], network: int, back: bool, bound: bool, local: list[Any], remote: list[Any]
     ) -> tuple[None, list[socket.socket]]:
         """
         Put a program's socket in SYN_SENT, from and to the real addresses.
@@ -252,7 +255,7 @@ class NamespaceHelper:
         The port is chosen by the connect itself, out of a range of one: a bind to the port would stay with the socket, and
         an attempt after a failed one has another port.
         """
-        space = self._networks[network][0]
+        space = self._networks[network][back]
         self._enter(space)
         sock = sockets[0]
         blocking = os.get_blocking(sock.fileno())
@@ -289,10 +292,10 @@ class NamespaceHelper:
         return sock
 
     def request_release(
-        self, sockets: list[socket.socket], network: int, local: list[Any], remote: list[Any]
+        self, sockets: list[socket.socket], network: int, back: bool, local: list[Any], remote: list[Any]
     ) -> tuple[None, list[socket.socket]]:
         """Complete an attempt; reply with the plaintext end."""
-        self._enter(self._networks[network][0])
+        self._enter(self._networks[network][back])
         family, theirs = plainAddress(tuple(remote))
         _, ours = plainAddress(tuple(local))
         sock = self._peer(family, theirs)
@@ -304,10 +307,10 @@ class NamespaceHelper:
         return None, [sock]
 
     def request_fail(
-        self, sockets: list[socket.socket], network: int, cookie: int, local: list[Any], remote: list[Any]
+        self, sockets: list[socket.socket], network: int, back: bool, cookie: int, local: list[Any], remote: list[Any]
     ) -> tuple[None, list[socket.socket]]:
         """End an attempt or a listener as the kernel ends one that failed (SOCK_DESTROY of sock_diag(7))."""
-        self._destroy(self._networks[network][0], cookie, tuple(local), tuple(remote))
+        self._destroy(self._networks[network][back], cookie, tuple(local), tuple(remote))
         return None, []
 
     def _destroy(self, space: _Space, cookie: int, local: RawAddress, remote: RawAddress) -> None:
@@ -404,7 +407,7 @@ class NamespaceHelper:
         return found, []
 
     def _abandon(self, space: _Space) -> None:
-        """End every attempt of the front that still waits."""
+        """End every attempt that still waits."""
         for cookie, family, ours, theirs in dumpSockets(space.diagnosis, 1 << _SYN_SENT):
             try:
                 self._destroyRaw(space, cookie, family, ours, theirs)

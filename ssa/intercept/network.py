@@ -37,30 +37,40 @@ class Attempt:
     @ivar cookie: the socket's SO_COOKIE.
     @ivar local: the address it is bound to.
     @ivar remote: the address it connects to.
+    @ivar back: whether it is a socket of the back.
     """
 
     cookie: int
     local: RawAddress
     remote: RawAddress
+    back: bool = False
 
 
 class IPrivateNetwork(Interface):
     """Makes and joins the sockets of programs.  All calls take microseconds; errors are L{OSError}."""
 
     emulatesNames: bool = Attribute("Whether getsockname(2) and getpeername(2) must be answered by the supervisor.")
+    hasBack: bool = Attribute(
+        "Whether addresses are the real ones, so that the two ends of a connection can be in each other's way."
+    )
     destroyed: list[socket.socket] = Attribute("Sock_diag(7) sockets that tell of destroyed sockets.")
 
-    def program(family: int) -> socket.socket:
-        """A new socket to give to a program."""
+    def program(family: int, back: bool = False) -> socket.socket:
+        """
+        A new socket to give to a program.
+
+        @param back: make it where the other end of a connection within the machine can have its mirrored addresses too.
+        """
 
     def bind(sock: socket.socket, address: InternetAddress) -> None:
         """Give a program's socket the address that its real one is bound to."""
 
-    def hold(sock: socket.socket, bound: bool, local: InternetAddress, remote: InternetAddress) -> Attempt:
+    def hold(sock: socket.socket, bound: bool, local: InternetAddress, remote: InternetAddress, back: bool = False) -> Attempt:
         """
         Put a program's socket in SYN_SENT.
 
         @param bound: whether L{bind} was called for it.
+        @param back: as with L{program}.
         """
 
     def release(attempt: Attempt, find: Finder) -> socket.socket:
@@ -177,30 +187,33 @@ class NamespaceNetwork:
     """The front and the back for the programs of one real network namespace."""
 
     emulatesNames = False
+    hasBack = True
 
     def __init__(self, helper: HelperClient) -> None:
         self._helper = helper
         self._number, self.destroyed = helper.call("open")
         self._nextPort = 1
 
-    def program(self, family: int) -> socket.socket:
-        _, (sock,) = self._helper.call("socket", self._number, family)
+    def program(self, family: int, back: bool = False) -> socket.socket:
+        _, (sock,) = self._helper.call("socket", self._number, back, family)
         return sock
 
     def bind(self, sock: socket.socket, address: InternetAddress) -> None:
         self._helper.call("bind", address.forSocket(), sockets=(sock,))
 
-    def hold(self, sock: socket.socket, bound: bool, local: InternetAddress, remote: InternetAddress) -> Attempt:
+    def hold(
+        self, sock: socket.socket, bound: bool, local: InternetAddress, remote: InternetAddress, back: bool = False
+    ) -> Attempt:
         ours, theirs = local.forSocket(), remote.forSocket()
-        self._helper.call("hold", self._number, bound, ours, theirs, sockets=(sock,))
-        return Attempt(socketCookie(sock), ours, theirs)
+        self._helper.call("hold", self._number, back, bound, ours, theirs, sockets=(sock,))
+        return Attempt(socketCookie(sock), ours, theirs, back)
 
     def release(self, attempt: Attempt, find: Finder) -> socket.socket:
-        _, (plain,) = self._helper.call("release", self._number, attempt.local, attempt.remote)
+        _, (plain,) = self._helper.call("release", self._number, attempt.back, attempt.local, attempt.remote)
         return plain
 
     def fail(self, attempt: Attempt, find: Finder) -> None:
-        self._helper.call("fail", self._number, attempt.cookie, attempt.local, attempt.remote)
+        self._helper.call("fail", self._number, attempt.back, attempt.cookie, attempt.local, attempt.remote)
 
     def listen(self, sock: socket.socket, backlog: int) -> None:
         self._helper.call("listen", backlog, sockets=(sock,))
@@ -221,7 +234,7 @@ class NamespaceNetwork:
 
     def silence(self, cookie: int, name: RawAddress, find: Finder) -> None:
         family = socket.AF_INET6 if ":" in name[0] else socket.AF_INET
-        self._helper.call("fail", self._number, cookie, name, UNBOUND[family])
+        self._helper.call("fail", self._number, False, cookie, name, UNBOUND[family])
 
     def living(self) -> set[int]:
         cookies, _ = self._helper.call("living", self._number)

@@ -30,6 +30,7 @@ _ADD_DESCRIPTOR = 0x40182103  # SECCOMP_IOCTL_NOTIF_ADDFD
 _SET_FLAGS = 0x40082104  # SECCOMP_IOCTL_NOTIF_SET_FLAGS
 _SYNC_WAKE_UP = 1
 _CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
+_ADDFD_SETFD = 1  # SECCOMP_ADDFD_FLAG_SETFD
 _ADDFD_SEND = 2  # SECCOMP_ADDFD_FLAG_SEND
 
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif
@@ -175,6 +176,21 @@ class NotificationListener:
         request = bytearray(_ADDITION.pack(call.id, _ADDFD_SEND, fd, 0, os.O_CLOEXEC if closeOnExec else 0))
         try:
             return int(fcntl.ioctl(self.fd, _ADD_DESCRIPTOR, request, True))
+        except OSError as error:
+            if error.errno == ENOENT:
+                raise Gone from error
+            raise
+
+    def replaceDescriptor(self, call: Notification, number: int, fd: int, closeOnExec: bool) -> None:
+        """
+        Put a descriptor in the place of one in the caller's table, as dup2(2) would; the call goes on.
+
+        @raise Gone: nobody waits for it any more.
+        """
+        flags = os.O_CLOEXEC if closeOnExec else 0
+        request = bytearray(_ADDITION.pack(call.id, _ADDFD_SETFD, fd, number, flags))
+        try:
+            fcntl.ioctl(self.fd, _ADD_DESCRIPTOR, request, True)
         except OSError as error:
             if error.errno == ENOENT:
                 raise Gone from error

@@ -228,9 +228,7 @@ class Program:
             return
         self._front.settimeout(_REPORT_SECONDS if patient else 0)
         try:
-            socket.send_fds(
-                self._front, [text.encode(errors="replace")[:MESSAGE_SIZE]], descriptors or [], socket.MSG_NOSIGNAL
-            )
+            socket.send_fds(self._front, [text.encode(errors="replace")[:MESSAGE_SIZE]], descriptors or [], socket.MSG_NOSIGNAL)
         except (BlockingIOError, TimeoutError):
             self._log.warn("the front does not read: {text}", text=text)
         except ConnectionError:

@@ -242,9 +242,7 @@ def _tryNetworkRights() -> None:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 0)
         buffer = ctypes.create_string_buffer(code, len(code))
         with _step("SO_ATTACH_FILTER"):
-            sock.setsockopt(
-                socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(buffer))
-            )
+            sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(buffer)))
         with _step("SO_LOCK_FILTER"):
             sock.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
 
