@@ -144,8 +144,8 @@ class Connecting:
         elif endpoint.state is State.LISTENING:
             core.fail(call, EISCONN)
         elif endpoint.state is State.CONNECTING:
-            if os.get_blocking(sock.fileno()):
-                core.wait(endpoint, call, call.integer(0), sock, socket.SO_SNDTIMEO, EINPROGRESS)
+            if os.get_blocking(sock.fileno()):  # waits for the attempt that there is, as in the kernel
+                core.wait(endpoint, call, call.integer(0), sock, socket.SO_SNDTIMEO, EALREADY)
             else:
                 core.fail(call, EALREADY)
         elif endpoint.error:
