@@ -104,7 +104,7 @@ def carry(defaults: Defaults, program: socket.socket, real: socket.socket) -> No
     options = _EVERY + (_INET6 if program.family == socket.AF_INET6 else ())
     for level, name in options:
         value = _get(program, level, name)
-        if value and value != defaults.of(program.family, level, name):
+        if value and value != defaults.of(program.family, level, name) and value != _get(real, level, name):
             real.setsockopt(level, name, value)
     for level, name in _BUFFERS:
         value = _get(program, level, name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -198,6 +199,16 @@ def writeMemory(pid: int, address: int, data: bytes) -> int:
     local = (ctypes.c_size_t * 2)(ctypes.addressof(buffer), len(data))
     remote = (ctypes.c_size_t * 2)(address, len(data))
     return _syscall("process_vm_writev", ctypes.c_long(pid), local, _one, remote, _one, _zero)
+
+
+def copyOf(sock: socket.socket) -> socket.socket:
+    """
+    Another descriptor of the same socket.
+
+    C{socket.dup} would set O_NONBLOCK to what it thinks right, and that belongs to all descriptors of the open file, the
+    program's too.
+    """
+    return socket.socket(fileno=os.dup(sock.fileno()))
 
 
 def openThread(pid: int) -> int:

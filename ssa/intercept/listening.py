@@ -105,7 +105,7 @@ class Listening:
         endpoint.backlog = backlog
         endpoint.caller = caller
         endpoint.reason = ""
-        copy = sock.dup()
+        copy = linux.copyOf(sock)
         event = ListenNotify(core.nextEvent(), endpoint.id, backlog, endpoint.bound)
         core.ask(event, lambda error, value: self._listenAnswered(call, endpoint, copy, error))
 
@@ -356,7 +356,7 @@ class Listening:
         core = self._core
         waiter = core.wait(endpoint, call, call.integer(0), sock, socket.SO_RCVTIMEO, EAGAIN)
         timeout = waiter.cancel
-        copy = sock.dup()
+        copy = linux.copyOf(sock)
 
         def listenerChanged() -> None:
             if tcpState(copy) != TCP_LISTEN:

@@ -9,6 +9,7 @@ import struct
 from errno import EINVAL, EIO, EMSGSIZE, ENETDOWN, ENOPROTOOPT, EOPNOTSUPP, ERANGE
 
 from ssa.api import IPPROTO_TLS, MAXIMUM_OPTION_SIZE, Option
+from ssa.intercept import linux
 from ssa.intercept.bpf import SO_PROTOCOL, SOL_TLS
 from ssa.intercept.caller import Caller, readNamedFile
 from ssa.intercept.connecting import Connecting
@@ -116,7 +117,7 @@ class OptionCalls:
         if endpoint.state is State.LISTENING and endpoint.real is not None:
             self._setHere(call, endpoint, [endpoint.real, sock], level, name, value)
         elif endpoint.state in (State.CONNECTING, State.CONNECTED) and core.isServed(endpoint):
-            copy = sock.dup()
+            copy = linux.copyOf(sock)
             event = SetsockoptNotify(core.nextEvent(), endpoint.id, level, name, value)
 
             def answered(error: int, _: bytes) -> None:
