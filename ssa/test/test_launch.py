@@ -213,7 +213,8 @@ class LaunchTests(SynchronousTestCase):
             file.write(b"from descriptor")
             file.seek(0)
             number = file.fileno()
-            done = self.run_("sh", "-c", f"cat <&{number}; ls /proc/self/fd", pass_fds=(number,))
+            # bash: other shells take one digit only
+            done = self.run_("bash", "-c", f"cat <&{number}; ls /proc/self/fd", pass_fds=(number,))
         self.assertTrue(done.stdout.startswith("from descriptor"))
         # ls has one of its own, for the directory
         plain = subprocess.run(["ls", "/proc/self/fd"], capture_output=True, text=True, check=True).stdout.split()
