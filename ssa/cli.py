@@ -9,6 +9,7 @@ it forks.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The exit status is the program's; 128+n if signal n ended it, 127 if it was not found, 126 if it cannot be "
         "executed, 125 if interception is not possible here (see `ssa doctor`).",
     )
-    run.add_argument("--config", metavar="FILE", default="", help="configuration of an embedded daemon")
+    run.add_argument("--config", metavar="FILE", default="", help="use a daemon of one's own, with this configuration")
     daemon = run.add_mutually_exclusive_group()
     daemon.add_argument("--daemon", metavar="SOCKET", default="", help="use the daemon at this socket, or fail")
     daemon.add_argument("--embedded", action="store_true", help="use a daemon of one's own even if the system has one")
@@ -76,8 +77,14 @@ def _splitProgram(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from ssa.intercept.launch import Options, run
+    from ssa.intercept.launch import EXIT_OWN_FAILURE, Options, run
 
+    if arguments.config:
+        # The supervisor has another working directory; and errors are for whoever is here to read them.
+        arguments.config = os.path.abspath(arguments.config)
+        arguments.embedded = True
+        if _checkFile(arguments.config):
+            return EXIT_OWN_FAILURE
     return run(
         Options(
             argv=tuple(arguments.argv),
@@ -90,10 +97,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    return _checkFile(arguments.file)
+
+
+def _checkFile(path: str) -> int:
+    """Say what is wrong with a configuration; 0 if nothing is."""
     from ssa.policy.parser import ConfigurationError, loadPolicy
 
     try:
-        loadPolicy(arguments.file)
+        loadPolicy(path)
     except ConfigurationError as failure:
         print(*failure.errors, sep="\n", file=sys.stderr)
         return 1
@@ -125,5 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(["run", *options])
     if not program:
         parser.error("run: PROGRAM is missing")
+    if arguments.config and arguments.daemon:
+        parser.error("run: --config is for a daemon of one's own; the one at --daemon has its own configuration")
     arguments.argv = program
     return _run(arguments)

@@ -36,6 +36,8 @@ LOG_VARIABLE = "SSA_LOG"
 
 _DEFAULT_LEVEL = LogLevel.error
 
+_logging = False
+
 
 def logLevel(name: str) -> Any:
     """
@@ -49,7 +51,15 @@ def logLevel(name: str) -> Any:
 
 
 def startLogging(level: Any) -> None:
-    """Log to standard error what is at least of this level, and nothing else anywhere."""
+    """
+    Log to standard error what is at least of this level, and nothing else anywhere.
+
+    The supervisor does so before it forks the embedded daemon, which then logs to the same place.
+    """
+    global _logging
+    if _logging:
+        return
+    _logging = True
     predicate = LogLevelFilterPredicate(defaultLogLevel=level)
     observer = FilteringLogObserver(textFileLogObserver(sys.stderr), [predicate])
     globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)

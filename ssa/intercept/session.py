@@ -18,6 +18,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from ssa.embedded import LOG_VARIABLE, logLevel, startLogging
 from ssa.intercept.core import Core
 from ssa.intercept.launch import Options, releaseDescriptors
 from ssa.intercept.linux import nameProcess
@@ -79,6 +80,10 @@ def _findDaemon(options: Options) -> tuple[socket.socket | None, str]:
             # The administrator's daemon exists: its policy must not be left because it is being restarted or is full.
             if error.errno != ECONNREFUSED:
                 raise OSError(error.errno, f"the daemon at {DEFAULT_DAEMON} cannot be used: {error.strerror}") from error
+            Session.log.error(
+                "the daemon at {path} does not answer: TLS sockets give ENETDOWN until it does (--embedded goes without it)",
+                path=DEFAULT_DAEMON,
+            )
             return None, DEFAULT_DAEMON
     return None, ""
 
@@ -196,6 +201,7 @@ def supervise(program: Program, options: Options, way: Way) -> None:
     @raise OSError: with one line that says why interception is not possible.
     """
     nameProcess("ssa-supervisor")
+    startLogging(logLevel(os.environ.get(LOG_VARIABLE, "")))
     control: socket.socket | None = None
     helper = 0
     if way is not Way.LOOPBACK:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,17 +42,31 @@ class CommandLineTests(SynchronousTestCase):
             return 7
 
         self.patch(launch, "run", run)
+        config = self.mktemp()
+        Path(config).write_text("[default]\n")
+        full = os.path.abspath(config)
         for words, options in (
             (["ls", "-l"], launch.Options(("ls", "-l"))),
             (["--", "ls", "--", "-l"], launch.Options(("ls", "--", "-l"))),
             (["ls", "--", "x"], launch.Options(("ls", "--", "x"))),
             (["--", "--x", "--config", "y"], launch.Options(("--x", "--config", "y"))),
-            (["--embedded", "--config", "f", "ls"], launch.Options(("ls",), config="f", embedded=True)),
+            (["--embedded", "--config", config, "ls"], launch.Options(("ls",), config=full, embedded=True)),
+            (["--config", config, "ls"], launch.Options(("ls",), config=full, embedded=True)),
             (["--daemon=/s", "--way", "loopback", "ls"], launch.Options(("ls",), daemon="/s", way="loopback")),
             ([""], launch.Options(("",))),
         ):
             self.assertEqual(cli.main(["run", *words]), 7)
             self.assertEqual(asked.pop(), options)
+
+    def test_badConfiguration(self) -> None:
+        """A configuration with errors is not the program's problem: it is not started, and the errors are shown."""
+        self.patch(launch, "run", lambda options: self.fail("started"))
+        config = self.mktemp()
+        Path(config).write_text("[default]\nMinProtocol = TLSv9\n")
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors):
+            self.assertEqual(cli.main(["run", "--config", config, "ls"]), launch.EXIT_OWN_FAILURE)
+        self.assertIn(f"{os.path.abspath(config)}:2: [default] MinProtocol: ", errors.getvalue())
 
     def test_usageErrors(self) -> None:
         """Wrong uses end with status 2."""
@@ -60,6 +75,7 @@ class CommandLineTests(SynchronousTestCase):
         self.usageError("run", "--no-such-option", "ls")
         self.usageError("run", "--daemon", "/s", "--embedded", "ls")
         self.usageError("run", "--way", "magic", "ls")
+        self.assertIn("--config is for", self.usageError("run", "--daemon", "/s", "--config", "f", "ls"))
         self.assertIn("PROGRAM is missing", self.usageError("run"))
         self.usageError("run", "--")
 
