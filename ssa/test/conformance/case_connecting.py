@@ -16,7 +16,7 @@ import threading
 import time
 
 from ssa.api import IPPROTO_TLS, Option
-from ssa.test.conformance.case import LIBC, TLSCase, Thread, epolled
+from ssa.test.conformance.case import LIBC, Thread, TLSCase, epolled
 from ssa.test.conformance.peers import NAME, Server, clientContext, echo, serverContext
 from ssa.test.pki import otherCA, testCA
 
