@@ -71,7 +71,7 @@ bench: $(STAMP)
 	$(RUN)/python -m benchmarks.run
 
 soak: $(STAMP)
-	$(RUN)/python -m benchmarks.soak
+	$(RUN)/python -m ssa.test.soak $(CONNECTIONS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
