@@ -60,6 +60,16 @@ class Thread(threading.Thread):
         return self._result
 
 
+def inOrder(*calls: Callable[[], object]) -> Callable[[], None]:
+    """One call after the other."""
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
 class TLSCase(unittest.TestCase):
     """
     A case with TLS sockets, which are closed after it.

@@ -15,6 +15,7 @@ import socket
 import struct
 import threading
 import time
+from functools import partial
 from typing import Any
 
 from OpenSSL import SSL
@@ -340,7 +341,7 @@ class Limits(_Listening):
         for backlog in (0, 1, 2):
             with self.subTest(backlog=backlog):
                 listener = self.listener(backlog=backlog)
-                threads = [Thread(lambda listener=listener: self._echoed(listener)) for _ in range(12)]
+                threads = [Thread(partial(self._echoed, listener)) for _ in range(12)]
                 time.sleep(0.2)
                 for _ in threads:
                     self.readable(listener)

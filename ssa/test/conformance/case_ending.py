@@ -13,7 +13,7 @@ import time
 
 from OpenSSL import SSL
 
-from ssa.test.conformance.case import RECORD, ClientRole, PairCase, ServerRole, Thread, epolled, pattern
+from ssa.test.conformance.case import RECORD, ClientRole, PairCase, ServerRole, Thread, epolled, inOrder, pattern
 
 
 def _linger(sock: socket.socket, seconds: int) -> None:
@@ -39,7 +39,7 @@ class _Ending(PairCase):
         """Much data, then close_notify, and only then a reader."""
         sock, peer = self.pair()
         data = pattern(200_000)
-        sending = Thread(lambda: (peer.send(data), peer.closeNotify(), peer.close()))
+        sending = Thread(inOrder(lambda: peer.send(data), peer.closeNotify, peer.truncate))
         time.sleep(0.05)
         self.assertEqual(self.rest(sock), data)
         sending.result()
@@ -198,7 +198,7 @@ class _Ending(PairCase):
         """close sends what was sent before, close_notify, then TCP's end."""
         sock, peer = self.pair()
         data = pattern(150_000)
-        sending = Thread(lambda: (sock.sendall(data), sock.close()))
+        sending = Thread(inOrder(lambda: sock.sendall(data), sock.close))
         self.assertEqual(peer.rest(), data)
         sending.result()
         peer.sock.settimeout(5)
@@ -242,7 +242,7 @@ class _Ending(PairCase):
         _linger(sock, 5)
         data = pattern(100_000)
         begun = time.monotonic()
-        closing = Thread(lambda: (sock.sendall(data), sock.close()))
+        closing = Thread(inOrder(lambda: sock.sendall(data), sock.close))
         self.assertEqual(peer.rest(), data)
         peer.close()
         closing.result()

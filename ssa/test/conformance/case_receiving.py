@@ -17,10 +17,11 @@ import struct
 import termios
 import threading
 import time
+from functools import partial
 
 from OpenSSL import SSL
 
-from ssa.test.conformance.case import LIBC, RECORD, ClientRole, PairCase, ServerRole, Thread, epolled, pattern
+from ssa.test.conformance.case import LIBC, RECORD, ClientRole, PairCase, ServerRole, Thread, epolled, inOrder, pattern
 from ssa.test.conformance.case_sending import SIZES, splice
 
 
@@ -38,7 +39,7 @@ class _Receiving(PairCase):
         for size in SIZES:
             with self.subTest(size=size):
                 data = pattern(size, size)
-                sending = Thread(lambda data=data: peer.send(data))
+                sending = Thread(partial(peer.send, data))
                 self.assertEqual(sock.recv(size, socket.MSG_WAITALL), data)
                 sending.result()
 
@@ -58,7 +59,7 @@ class _Receiving(PairCase):
         """A peer that sends a record for each byte."""
         sock, peer = self.pair()
         data = pattern(1000)
-        sending = Thread(lambda: [peer.send(data[position : position + 1]) for position in range(len(data))])
+        sending = Thread(inOrder(*(partial(peer.send, data[position : position + 1]) for position in range(len(data)))))
         self.assertEqual(self.exactly(sock, len(data)), data)
         sending.result()
 
@@ -184,7 +185,7 @@ class _Receiving(PairCase):
         self.addCleanup(os.close, writer)
         for size in (1, 4096, RECORD + 1, 60_000):
             data = pattern(size, size)
-            sending = Thread(lambda data=data: peer.send(data))
+            sending = Thread(partial(peer.send, data))
             received = b""
             while len(received) < size:
                 received += os.read(reader, splice(sock.fileno(), writer, size - len(received)))

@@ -15,6 +15,7 @@ import struct
 import tempfile
 import threading
 import time
+from functools import partial
 
 from ssa.test.conformance.case import LIBC, RECORD, ClientRole, PairCase, ServerRole, Thread, pattern
 
@@ -35,7 +36,7 @@ class _Sending(PairCase):
         for size in SIZES:
             with self.subTest(size=size):
                 data = pattern(size, size)
-                sending = Thread(lambda data=data: sock.sendall(data))
+                sending = Thread(partial(sock.sendall, data))
                 self.assertEqual(peer.exactly(size), data)
                 sending.result()
 
@@ -144,7 +145,7 @@ class _Sending(PairCase):
             file.write(data)
             file.flush()
             for offset, count in ((0, 1), (1, RECORD), (5, RECORD + 1), (100, 200_000)):
-                sending = Thread(lambda offset=offset, count=count: self._sendfile(sock, file.fileno(), offset, count))
+                sending = Thread(partial(self._sendfile, sock, file.fileno(), offset, count))
                 self.assertEqual(peer.exactly(count), data[offset : offset + count])
                 sending.result()
             file.seek(7)
@@ -276,7 +277,12 @@ class _Sending(PairCase):
         """Many threads write on one socket: each send of a small size stays in one piece."""
         sock, peer = self.pair()
         blocks = [bytes([65 + number]) * 100 for number in range(16)]
-        threads = [Thread(lambda block=block: [sock.sendall(block) for _ in range(50)]) for block in blocks]
+
+        def write(block: bytes) -> None:
+            for _ in range(50):
+                sock.sendall(block)
+
+        threads = [Thread(partial(write, block)) for block in blocks]
         received = peer.exactly(16 * 50 * 100)
         for thread in threads:
             thread.result()
@@ -293,7 +299,7 @@ class _Sending(PairCase):
             for _ in range(50):
                 sock.sendall(block)
 
-        children = [self.child(lambda block=block: writer(block)) for block in blocks]
+        children = [self.child(partial(writer, block)) for block in blocks]
         received = peer.exactly(8 * 50 * 64)
         for pid in children:
             self.reap(pid)

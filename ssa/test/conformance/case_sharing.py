@@ -13,10 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ssa.api import IPPROTO_TLS, Option
-from ssa.test.conformance.case import Thread, TLSCase
+from ssa.test.conformance.case import Thread, TLSCase, inOrder
 from ssa.test.conformance.peers import NAME, echo
 from ssa.test.pki import testCA
 
@@ -131,7 +132,7 @@ class Clients(_Shared):
         """Made by the parent, connected by the child, used by both."""
         server = self.server(echo)
         sock = self.clientSocket()
-        self.reap(self.child(lambda: (sock.connect(server.address), self.talk(sock))))
+        self.reap(self.child(inOrder(lambda: sock.connect(server.address), lambda: self.talk(sock))))
         self.assertEqual(sock.getpeername(), server.address)
         self.talk(sock)
 
@@ -222,7 +223,7 @@ class Clients(_Shared):
     def test_shell(self) -> None:
         """Programs that know nothing of sockets have one as standard input and output."""
         sock, peer = self.connected()
-        child = subprocess.Popen(["cat"], stdin=sock, stdout=sock)
+        child = subprocess.Popen(["cat"], stdin=sock.fileno(), stdout=sock.fileno())
         sock.close()
         peer.send(b"through the cat")
         self.assertEqual(peer.exactly(15), b"through the cat")
@@ -233,7 +234,7 @@ class Clients(_Shared):
     def test_closeOnExec(self) -> None:
         """A descriptor with FD_CLOEXEC does not outlive exec: the connection ends."""
         sock, peer = self.connected()
-        pid = self.child(lambda: (sock.set_inheritable(False), os.execvp("sleep", ["sleep", "5"])))
+        pid = self.child(inOrder(lambda: sock.set_inheritable(False), lambda: os.execvp("sleep", ["sleep", "5"])))
         sock.close()
         self.assertEqual(peer.rest(), b"")
         os.kill(pid, 9)
@@ -281,7 +282,12 @@ class Passed(_Shared):
     def test_new(self) -> None:
         """A new socket, connected by who receives it."""
         server = self.server(echo)
-        pid = self.receiver(lambda sock: (sock.connect(server.address), self.talk(sock)))
+
+        def use(sock: socket.socket) -> None:
+            sock.connect(server.address)
+            self.talk(sock)
+
+        pid = self.receiver(use)
         self.give(self.clientSocket())
         self.reap(pid)
 
@@ -387,11 +393,14 @@ class Servers(_Shared):
         for number in range(5):
             peer = self.peerTo(listener.getsockname())
             sock = listener.accept()[0]
-            pid = self.child(lambda sock=sock: sock.sendall(sock.recv(100)))
+            pid = self.child(partial(self._answer, sock))
             sock.close()
             peer.send(bytes([number]))
             self.assertEqual(peer.rest(), bytes([number]))
             self.reap(pid)
+
+    def _answer(self, sock: socket.socket) -> None:
+        sock.sendall(sock.recv(100))
 
     def test_dupListener(self) -> None:
         """A listener lives as long as any descriptor, and a duplicate accepts."""
