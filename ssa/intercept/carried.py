@@ -46,6 +46,8 @@ _INET6 = (
     (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER),
 )
 _BUFFERS = ((socket.SOL_SOCKET, socket.SO_SNDBUF), (socket.SOL_SOCKET, socket.SO_RCVBUF))
+_UNTIL_BIND = ((socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),)
+"""Cannot be set on a bound socket, and bind(2) changes it by itself on a program's end that has another address."""
 _ACCEPTED = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
     (socket.SOL_SOCKET, socket.SO_LINGER),
@@ -101,10 +103,12 @@ def carry(defaults: Defaults, program: socket.socket, real: socket.socket) -> No
 
     @raise OSError: the kernel refuses one of them on the real socket (EPERM: a mark or a priority without the right).
     """
-    options = _EVERY + (_INET6 if program.family == socket.AF_INET6 else ())
-    for level, name in options:
+    isBound = real.getsockname()[1] != 0
+    for level, name in _EVERY + (_INET6 if program.family == socket.AF_INET6 else ()):
+        if isBound and (level, name) in _UNTIL_BIND:
+            continue
         value = _get(program, level, name)
-        if value and value != defaults.of(program.family, level, name) and value != _get(real, level, name):
+        if value and value != defaults.of(program.family, level, name):
             real.setsockopt(level, name, value)
     for level, name in _BUFFERS:
         value = _get(program, level, name)
