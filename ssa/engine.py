@@ -20,6 +20,7 @@ from ssa.options import SocketOptions
 from ssa.policy.profile import Profile
 from ssa.realsocket import localAddress, remoteAddress
 from ssa.relay import Relay, RelayPool
+from ssa.tcpstate import close
 from ssa.tls.connection import ConnectionInfo
 from ssa.tls.contexts import clientConnection, serverConnection, serverContexts
 from ssa.tls.handshake import Handshake
@@ -96,12 +97,12 @@ class _Factory:
                 self._reactor, self._make(sock), sock, self._profile.handshakeTimeout, where=str(remote)
             )
         except SSAError as error:
-            sock.close()
+            close(sock, reset=False)
             if error.errno == errno.ENOTCONN:
                 raise Cause.CLOSED_IN_HANDSHAKE.error("the peer was gone before it began") from error
             raise
         except BaseException:
-            sock.close()
+            close(sock, reset=False)
             raise
         try:
             connection = await handshake.start()
@@ -136,7 +137,7 @@ class _Secured:
         self.external = external
         self.remote = remote
 
-    def relay(self, plaintext: socket.socket, ended: Callable[[SSAError | None], None]) -> RunningRelay:
+    def relay(self, plaintext: socket.socket, ended: Callable[[SSAError | None], None], user: int) -> RunningRelay:
         """See L{Secured}."""
         reasons: list[str] = []
         relay = Relay(
@@ -147,6 +148,7 @@ class _Secured:
             self._relays,
             self._truncation,
             reasons.append,
+            user=user,
         )
 
         def finished(_: object) -> None:
@@ -166,4 +168,4 @@ class _Secured:
 
     def abort(self) -> None:
         """See L{Secured}."""
-        self.real.close()
+        close(self.real, reset=False)

@@ -23,6 +23,7 @@ __all__ = [
     "causeOfOpenSSL",
     "causeOfSystemError",
     "causeOfVerifyCode",
+    "connectionError",
     "describeVerifyCode",
     "failed",
     "oneLine",
@@ -100,7 +101,9 @@ class Cause(Enum):
     # an established connection
     TRUNCATED = (errno.ECONNRESET, "the connection ended without close_notify, data may be missing")
     RESET = (errno.ECONNRESET, "the connection was reset")
+    LOST = (errno.ECONNRESET, "the connection was lost")
     BROKEN = (errno.ECONNRESET, "the peer ended the connection with an error")
+    VIOLATED = (errno.ECONNRESET, "what came from the peer breaks the TLS protocol")
 
     # options
     UNKNOWN_OPTION = (errno.ENOPROTOOPT, "no such TLS option")
@@ -301,6 +304,7 @@ _REASONS: dict[str, Cause] = {
     "key values mismatch": Cause.KEY_MISMATCH,
     "key type mismatch": Cause.KEY_MISMATCH,
     "callback failed": Cause.NAME_NOT_SERVED,
+    "decryption failed or bad record mac": Cause.PROTOCOL,  # more telling than what the cipher says before it
 }
 
 # Alerts of RFC 8446, section 6, whose meaning is one of the rows of the table.  All others are ALERT.
@@ -356,6 +360,20 @@ def causeOfOpenSSL(errors: Sequence[tuple[str, str, str]]) -> tuple[Cause, str]:
 
 # An end of the TCP connection by the peer: in a handshake that is a failed handshake, not a failure of TCP.
 _PEER_ENDED = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN})
+
+
+def connectionError(number: int) -> SSAError:
+    """
+    Say how TCP ended an established TLS connection without close_notify.
+
+    @param number: an errno; 0 or -1 for an end of file, as pyOpenSSL's C{SysCallError} says it.
+    @return: always ECONNRESET, as the socket API has it for every end but close_notify.
+    """
+    if number <= 0:
+        return Cause.TRUNCATED.error()
+    if number in _PEER_ENDED:
+        return Cause.RESET.error()
+    return Cause.LOST.error(os.strerror(number))
 
 
 def causeOfSystemError(number: int) -> Cause | None:

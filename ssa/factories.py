@@ -64,12 +64,13 @@ class Secured(Protocol):
     def remote(self) -> InternetAddress:
         """The peer's real address."""
 
-    def relay(self, plaintext: socket.socket, ended: Callable[[SSAError | None], None]) -> RunningRelay:
+    def relay(self, plaintext: socket.socket, ended: Callable[[SSAError | None], None], user: int) -> RunningRelay:
         """
         Begin to move data.
 
         @param plaintext: the program's side; owned by the relay from now on.
         @param ended: called once, later, when both sides are closed, with the reason if it was not a clean end.
+        @param user: the user id that its buffers count for.
         """
 
     def abort(self) -> None:

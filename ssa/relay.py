@@ -31,9 +31,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReactorTime
 from twisted.logger import Logger
 
-from ssa.buffers import DEFAULT_SIZE, RECORD_SIZE, Buffer, BufferPool
+from ssa.buffers import DEFAULT_SIZE, RECORD_SIZE, ROOT, Buffer, BufferPool
+from ssa.errors import Cause, connectionError
 from ssa.readiness import BROKEN, READ, WRITE, Readiness
-from ssa.tcpstate import RESET, TRUNCATED, close, describe, describeErrno, hasData, isOver, queued
+from ssa.tcpstate import close, hasData, isOver, queued
+from ssa.tls.handshake import describeConnectionError
 
 _MODE_ENABLE_PARTIAL_WRITE = 0x1
 """SSL_MODE_ENABLE_PARTIAL_WRITE of openssl/ssl.h; pyOpenSSL sets it on every context and does not export it."""
@@ -63,15 +65,21 @@ class RelayPool:
     """
 
     def __init__(
-        self, reactor: IReactorFDSet, limit: int = 64, size: int = DEFAULT_SIZE, reserveLimit: int = 4096
+        self,
+        reactor: IReactorFDSet,
+        limit: int = 64,
+        size: int = DEFAULT_SIZE,
+        reserveLimit: int = 4096,
+        userLimit: int | None = None,
     ) -> None:
         """
         @param reactor: also provides L{IReactorTime}.
         @param limit: most large buffers.
         @param size: length of one, bytes.
         @param reserveLimit: most buffers of one record, lent when the large ones are all out.
+        @param userLimit: most large buffers for the relays of one user other than root; C{None}: C{limit}.
         """
-        self.buffers = BufferPool(IReactorTime(reactor), limit, size, reserveLimit)
+        self.buffers = BufferPool(IReactorTime(reactor), limit, size, reserveLimit, userLimit)
         self.readiness = Readiness(reactor)
 
     def close(self) -> None:
@@ -100,6 +108,7 @@ class Relay:
         truncation: Literal["error", "allow"] = "error",
         onReason: Callable[[str], None] = lambda reason: None,
         lingerTime: float = 30.0,
+        user: int = ROOT,
     ) -> None:
         """
         @param reactor: the clock for waits that have no event.
@@ -110,6 +119,7 @@ class Relay:
         @param truncation: C{"allow"}: TCP's FIN without close_notify is as good as close_notify.
         @param onReason: gets one line, once, if the program's connection ends with a reset.
         @param lingerTime: how long a peer may make no progress after the program has closed, seconds.
+        @param user: the user id that its buffers count for.
         """
         self._clock = reactor
         self._tls: SSL.Connection | None = tls
@@ -120,6 +130,7 @@ class Relay:
         self._truncation = truncation
         self._onReason = onReason
         self._lingerTime = lingerTime
+        self._user = user
         self.done: Deferred[None] = Deferred()
         self.bytesIn = 0
         self.bytesOut = 0
@@ -260,7 +271,7 @@ class Relay:
             return
         tls = self._tls
         assert tls is not None
-        buffer = self._buffers.take(self._inTurn)
+        buffer = self._buffers.take(self._inTurn, self._user)
         if buffer is None:
             self._inWaits = True
             return
@@ -285,7 +296,7 @@ class Relay:
             # With OpenSSL before 4.0 an error that another connection left in the thread's queue turns "not yet"
             # into a failed system call; EAGAIN is never a reason to end.
             if not (isinstance(error, SSL.SysCallError) and error.args[0] == errno.EAGAIN):
-                self._inEnd = describe(error)
+                self._inEnd = describeConnectionError(error).reason
         self._inBuffer = buffer
         if filled:
             self._inRest = view[:filled]
@@ -303,7 +314,7 @@ class Relay:
             self._programReset = True
             return
         try:
-            count = self._plainSocket.send(rest)
+            count = self._plainSocket.send(rest, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
@@ -331,13 +342,13 @@ class Relay:
         )
 
     def _readPlain(self) -> None:
-        buffer = self._buffers.take(self._outTurn)
+        buffer = self._buffers.take(self._outTurn, self._user)
         if buffer is None:
             self._outWaits = True
             return
         self._outBuffer = buffer
         try:
-            count = self._plainSocket.recv_into(buffer.view)
+            count = self._plainSocket.recv_into(buffer.view, 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
             self._dropOutbound()
             return
@@ -357,7 +368,7 @@ class Relay:
         """Look before OpenSSL does whether TCP has failed: reading must remain possible."""
         number = self._tlsSocket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
-            self._outboundFailed(describeErrno(number))
+            self._outboundFailed(connectionError(number).reason)
         return number != 0
 
     def _writeTLS(self) -> None:
@@ -385,7 +396,7 @@ class Relay:
             return
         except SSL.Error as error:
             if not (isinstance(error, SSL.SysCallError) and error.args[0] == errno.EAGAIN):
-                self._outboundFailed(describe(error))
+                self._outboundFailed(describeConnectionError(error).reason)
             return
         self._dropOutbound()
 
@@ -399,7 +410,7 @@ class Relay:
         except (SSL.WantWriteError, SSL.WantReadError):
             return
         except SSL.Error as error:
-            self._outboundFailed(describe(error))
+            self._outboundFailed(describeConnectionError(error).reason)
             return
         self._outDone = True
         if self._programGone:
@@ -503,9 +514,9 @@ class Relay:
             self._failed = True
             # A write that failed first knows why; a read after it only sees the end.
             reason = end if end != _CLEAN else self._outFailure
-            if self._outFailure is not None and end == TRUNCATED:
+            if self._outFailure is not None and end == Cause.TRUNCATED.text:
                 reason = self._outFailure
-            self._report(reason or RESET)
+            self._report(reason or Cause.RESET.text)
             self._dropOutbound()
             self._closeTLS(reset=False)
             self._drain(_FIRST_DRAIN_CHECK)

@@ -179,6 +179,11 @@ class TLSSocket:
         return self._life.stage()
 
     @property
+    def interceptorUID(self) -> int:
+        """The user whose interceptor has handed its sockets over."""
+        return self._interceptor.peerUID
+
+    @property
     def hasRelay(self) -> bool:
         """Whether it has an established connection that has not ended."""
         return self._relay is not None
@@ -424,7 +429,7 @@ class TLSSocket:
 
     def _startRelay(self, secured: Secured, plaintext: socket.socket) -> None:
         self._secured = secured
-        self._relay = secured.relay(plaintext, self._relayEnded)
+        self._relay = secured.relay(plaintext, self._relayEnded, self.uid)
 
     def _relayEnded(self, error: SSAError | None) -> None:
         self._relay = None

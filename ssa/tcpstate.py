@@ -1,59 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""What the kernel and OpenSSL know about a connection's end: questions to sockets, and reasons in words."""
+"""What the kernel knows about a connection's end: questions to sockets, and their close."""
 
 from __future__ import annotations
 
-import errno
-import os
-import re
 import socket
 import struct
 import sys
 import termios
 from fcntl import ioctl
 
-from OpenSSL import SSL
-
-TRUNCATED = "connection truncated: TCP closed without close_notify"
-RESET = "TCP connection reset"
-
 _TCP_CLOSE = 7
 """State of a TCP socket whose connection is over, first byte of struct tcp_info (linux/tcp.h, tcp_states.h)."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _ORDINARY_CLOSE = struct.pack("ii", 0, 0)
-
-_ALERT = re.compile(r"^(?:ssl/tls|sslv3|tlsv1|tlsv13|tls) alert (.+)$")
-
-
-def describeErrno(number: int) -> str:
-    """Say in one line what an errno of TCP means for the connection."""
-    if number in (errno.ECONNRESET, errno.EPIPE):
-        return RESET
-    if number == errno.ETIMEDOUT:
-        return "TCP connection timed out: the peer does not answer"
-    return f"TCP connection failed: {os.strerror(number)}"
-
-
-def describe(error: SSL.Error) -> str:
-    """
-    Say in one line why a connection failed.
-
-    @param error: what a data call of L{SSL.Connection} raised.
-    @return: text for C{TLS_ERROR}; holds no data of the connection.
-    """
-    if isinstance(error, SSL.SysCallError):
-        number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
-        return describeErrno(number) if number > 0 else TRUNCATED
-    entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
-    reasons = [str(entry[-1]) for entry in entries if entry and entry[-1]]
-    for reason in reasons:
-        alert = _ALERT.match(reason)
-        if alert:
-            return f"peer sent fatal alert {alert.group(1).replace(' ', '_')}"
-        if "bad record mac" in reason:
-            return "bad record MAC: a record was forged or damaged"
-    return f"TLS protocol violated: {reasons[0]}" if reasons else "TLS connection failed"
 
 
 def queued(sock: socket.socket) -> int:

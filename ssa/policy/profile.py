@@ -92,8 +92,6 @@ class Profile:
     @ivar maxProtocol: the highest TLS version, not below C{minProtocol}.
     @ivar cipherList: the TLS 1.2 ciphers, in OpenSSL's format, ciphers(1).
     @ivar cipherSuites: the TLS 1.3 suites, separated by colons.
-    @ivar groups: the key exchange groups, separated by colons; "" for OpenSSL's own choice, which begins with the
-        post-quantum hybrid where it has one.
     @ivar trustStore: path of a PEM file or of a directory of PEM files; "" for the system's store.
     @ivar appCustomValidation: whether a program may replace the trust store (TLS_TRUSTED_PEER_CERTIFICATES).
     @ivar certVerificationDepth: the most intermediate certificates between the peer's and a trusted one.
@@ -110,7 +108,6 @@ class Profile:
     maxProtocol: int = TLS_1_3
     cipherList: str = DEFAULT_CIPHERS
     cipherSuites: str = DEFAULT_SUITES
-    groups: str = ""
     trustStore: str = ""
     appCustomValidation: bool = True
     certVerificationDepth: int = 10

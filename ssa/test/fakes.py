@@ -165,7 +165,7 @@ class FakeSecured:
         self.relays: list[FakeRelay] = []
         self.aborted = False
 
-    def relay(self, plaintext: socket.socket, ended: Callable[[SSAError | None], None]) -> FakeRelay:
+    def relay(self, plaintext: socket.socket, ended: Callable[[SSAError | None], None], user: int) -> FakeRelay:
         self.relays.append(FakeRelay(self.real, plaintext, ended))
         return self.relays[-1]
 

@@ -45,7 +45,7 @@ ROWS = {
     errno.EISCONN: {Cause.TOO_LATE},
     errno.ENOTCONN: {Cause.NOT_CONNECTED},
     errno.ENODATA: {Cause.NO_DATA},
-    errno.ECONNRESET: {Cause.TRUNCATED, Cause.RESET, Cause.BROKEN},
+    errno.ECONNRESET: {Cause.TRUNCATED, Cause.RESET, Cause.LOST, Cause.BROKEN, Cause.VIOLATED},
 }  # fmt: skip
 """The rows of the socket API."""
 

@@ -493,9 +493,11 @@ class EstablishedTests(SynchronousTestCase):
         for error, cause in (
             (SSL.SysCallError(-1, "Unexpected EOF"), Cause.TRUNCATED),
             (SSL.SysCallError(errno.ECONNRESET, "ECONNRESET"), Cause.RESET),
-            (SSL.Error([("SSL routines", "", "decryption failed or bad record mac")]), Cause.BROKEN),
+            (SSL.SysCallError(errno.ETIMEDOUT, "ETIMEDOUT"), Cause.LOST),
+            (SSL.Error([("SSL routines", "", "unexpected eof while reading")]), Cause.TRUNCATED),
+            (SSL.Error([("SSL routines", "", "decryption failed or bad record mac")]), Cause.VIOLATED),
             (SSL.Error([("SSL routines", "", "ssl/tls alert handshake failure")]), Cause.BROKEN),
-            (SSL.Error(), Cause.BROKEN),
+            (SSL.Error(), Cause.VIOLATED),
         ):
             found = describeConnectionError(error)
             self.assertEqual((found.errno, found.reason.partition(":")[0]), (errno.ECONNRESET, cause.text))

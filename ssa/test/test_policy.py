@@ -41,9 +41,9 @@ class DefaultFileTests(SynchronousTestCase):
             self.assertTrue(lines[line - 1].startswith(f"{key} ="))
 
     def test_everyFieldHasAKey(self) -> None:
-        """The schema sets every field of the profile, except those that it cannot yet."""
+        """The schema sets every field of the profile."""
         set_ = {key.field for key in KEYS.values()}
-        profile = {field.name for field in fields(Profile)} - {"limits", "certificates", "groups"}
+        profile = {field.name for field in fields(Profile)} - {"limits", "certificates"}
         limits = {field.name for field in fields(Limits)}
         self.assertEqual(set_ - {"certPaths", "keyPaths"}, profile | limits)
         self.assertEqual({key.field for key in KEYS.values() if key.isLimit}, limits)

@@ -18,13 +18,16 @@ from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ssa.errors import Cause, SSAError, alertOf, causeOfOpenSSL, causeOfSystemError, failed
+from ssa.errors import Cause, SSAError, alertOf, causeOfOpenSSL, causeOfSystemError, connectionError, failed
 from ssa.policy.profile import TLS_1_2
 from ssa.tls.connection import PeerCheck, peerCheckOf
 
 __all__ = ["Handshake", "describeConnectionError"]
 
 _MOST_DRAINED = 256 * 1024
+
+_NO_LINGER = bytes(8)
+"""struct linger of socket(7), off."""
 
 # What a TLS 1.2 server answers to an empty Certificate message where it demands one: RFC 5246 section 7.4.6 says
 # handshake_failure; others are seen.  Before the server's own certificate the first has another meaning.
@@ -269,9 +272,11 @@ def _closeAfterAlert(sock: socket.socket) -> None:
     """
     Close a socket so that an alert that was written last arrives.
 
-    A close with unread data is a reset, which can overtake the alert: what has arrived is read away first.
+    A close with unread data is a reset, which can overtake the alert: what has arrived is read away first.  A linger time
+    would make close(2) wait.
     """
     try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         sock.shutdown(socket.SHUT_WR)
         drained = 0
         while drained < _MOST_DRAINED:
@@ -302,14 +307,13 @@ def describeConnectionError(error: SSL.Error) -> SSAError:
         close_notify has the text of L{Cause.TRUNCATED}.
     """
     if isinstance(error, SSL.SysCallError):
-        number = error.args[0]
-        if number <= 0:
-            return Cause.TRUNCATED.error()
-        return Cause.RESET.error(failed(number, "TCP").reason)
+        return connectionError(error.args[0])
     queue = _queue(error)
     cause, detail = causeOfOpenSSL(queue)
     if cause is Cause.CLOSED_IN_HANDSHAKE:
         return Cause.TRUNCATED.error()
+    if not alertOf(queue):
+        return Cause.VIOLATED.error(detail)
     if cause is Cause.NO_CLIENT_CERTIFICATE:
         return Cause.BROKEN.error(f"{cause.text} ({detail})")
     return Cause.BROKEN.error(detail)
