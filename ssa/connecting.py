@@ -30,6 +30,7 @@ from ssa.interfaces import Fetched, IInterceptor
 from ssa.policy.profile import Profile
 from ssa.realsocket import adoptRealSocket, keepUntilTaken, waitForConnect, withTimeout
 from ssa.resolve import AllFailed, Race, Resolver
+from ssa.tcpstate import close
 
 _TELLING = (
     errno.ENETDOWN,
@@ -176,7 +177,7 @@ class Connecting:
             waiting = waitForConnect(self._reactor, sock, remote)
             await withTimeout(waiting, self._clock, self._profile.connectTimeout, late)
         except BaseException:
-            sock.close()
+            close(sock, reset=False)
             raise
         return sock
 
@@ -193,7 +194,7 @@ class Connecting:
                 self._claimant, profile.limits.maxHandshakesPerProgram, profile.handshakeTimeout
             )
         except BaseException:
-            sock.close()
+            close(sock, reset=False)
             raise
         try:
             self.real = sock

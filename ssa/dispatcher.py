@@ -170,6 +170,12 @@ class Dispatcher:
         for each in list(self._alive):
             each.abort("the TLS daemon was stopped")
 
+    def abortUser(self, uid: int) -> None:
+        """Cut every connection whose sockets an interceptor of this user has handed over."""
+        for each in list(self._alive):
+            if each.interceptorUID == uid:
+                each.abort("its user made the TLS daemon wait")
+
     # events
 
     def event_SOCKET_NOTIFY(self, interceptor: IInterceptor, event: SocketNotify) -> Answer:

@@ -26,6 +26,7 @@ from zope.interface import implementer
 from ssa.admission import Admission, Claimant, Slot
 from ssa.errors import Cause, SSAError
 from ssa.factories import Secured, TLSFactory
+from ssa.liveoptions import neverWaitInClose
 from ssa.throttle import Throttle
 
 ACCEPTS_PER_WAKEUP = 16
@@ -217,6 +218,7 @@ class Listener:
         try:
             try:
                 sock.setblocking(False)
+                neverWaitInClose(sock)  # SO_LINGER is inherited from the listener
                 remote = str(sock.getpeername()[0])
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:

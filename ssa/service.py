@@ -5,6 +5,7 @@ The daemon as a service: the same for C{twistd ssa} and for the one that C{ssa r
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 from collections.abc import Callable
@@ -18,14 +19,19 @@ from twisted.logger import Logger
 from ssa.admission import Admission
 from ssa.dispatcher import Dispatcher
 from ssa.engine import TLSFactories
-from ssa.policy.profile import Policy
+from ssa.interfaces import IEventReceiver
+from ssa.policy.profile import Limits, Policy
 from ssa.protocol.supervised import DaemonEnd, LinkLimits, SupervisedPort
 from ssa.relay import RelayPool
 from ssa.resolve import MAX_RESOLVER_THREADS, DaemonThreadPool, Resolver
 from ssa.sockets import Services
+from ssa.stallguard import StallGuard
 
 STOP_TIME = 0.5
 """Seconds that connections have to pass on what they hold when the daemon is told to stop."""
+
+BAN_TIME = 60.0
+"""Seconds for which a user who made the daemon wait (L{ssa.stallguard}) is locked out."""
 
 _STOP_STEP = 0.05
 """Seconds without any progress after which nothing is left to pass on."""
@@ -40,6 +46,14 @@ def raiseDescriptorLimit() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+def _reserveFor(limits: Limits) -> int:
+    """
+    How many reserve buffers the relays need so that none ever waits for one: one for each direction of each connection
+    (L{ssa.buffers}).
+    """
+    return 2 * limits.maxSockets
 
 
 class Daemon(MultiService):
@@ -64,7 +78,13 @@ class Daemon(MultiService):
         self._loadPolicy = loadPolicy
         self._threads = DaemonThreadPool(0, MAX_RESOLVER_THREADS, "resolver")
         limits = policy.default.limits
-        self._relays = RelayPool(reactor, limits.maxRelayBuffers)
+        self._relays = RelayPool(
+            reactor,
+            limits.maxRelayBuffers,
+            reserveLimit=_reserveFor(limits),
+            userLimit=limits.maxRelayBuffersPerUser,
+        )
+        self._guard = StallGuard(reactor, self._stalled)
         self.shared = Services(
             reactor,
             self._clock,
@@ -93,9 +113,35 @@ class Daemon(MultiService):
         @param sock: a connected SOCK_SEQPACKET socket; owned by the daemon from now on.
         @return: the link.
         """
-        end = DaemonEnd(self._reactor, sock, self.dispatcher, self._linkLimits())
+        end = self._newEnd(self._reactor, sock, self.dispatcher, self._linkLimits())
         self._ends.add(end)
         return end
+
+    def _newEnd(self, reactor: Any, sock: socket.socket, receiver: IEventReceiver, limits: LinkLimits) -> DaemonEnd:
+        """Make the end of a link; what another user hands over is guarded."""
+        end = DaemonEnd(reactor, sock, receiver, limits)
+        uid = end.peerUID
+        if self._isForeign(uid):
+            end.descriptorArrived = lambda descriptor: self._guard.watch(descriptor, uid)
+        return end
+
+    def _isForeign(self, uid: int) -> bool:
+        """Whether a user is another one than the daemon's own, and not root."""
+        return uid not in (0, os.geteuid())
+
+    def _stalled(self, uid: int) -> None:
+        """A user has made the daemon wait: it loses its connections, and is locked out for a while."""
+        self.log.error(
+            "user {uid} made the daemon wait on a socket; its connections are ended, it is locked out for {time:g} s",
+            uid=uid,
+            time=BAN_TIME,
+        )
+        self.dispatcher.abortUser(uid)
+        for port in self._ports:
+            port.ban(uid, BAN_TIME)
+        for end in list(self._ends):
+            if end.peerUID == uid:
+                end.close()
 
     def _linkLimits(self) -> LinkLimits:
         limits = self.shared.policy.default.limits
@@ -117,6 +163,7 @@ class Daemon(MultiService):
                 self.dispatcher,
                 maximumConnections=limits.maxInterceptors,
                 limits=self._linkLimits(),
+                makeEnd=self._newEnd,
             )
             port.startListening()
             self._ports.append(port)
@@ -150,6 +197,7 @@ class Daemon(MultiService):
         for end in self._ends:
             end.close()
         self._ends.clear()
+        self._guard.stop()
         self._relays.close()
         self._threads.abandon()
 
@@ -176,7 +224,8 @@ class Daemon(MultiService):
     def reload(self) -> bool:
         """
         Read the policy again (SIGHUP).  All or nothing: with any error the old one stays in force, and the errors are logged.
-        No established connection is touched.
+        No established connection is touched; a listener keeps the policy that it began with.  Limits count at once,
+        smaller ones as what is above them ends.
 
         @return: whether there is a new policy.
         """
@@ -189,6 +238,12 @@ class Daemon(MultiService):
             self.log.error("the configuration has errors, the old one stays in force:\n{error}", error=str(error))
             return False
         self.shared.policy = policy
-        self.shared.admission.maxTotal = policy.default.limits.maxHandshakes
+        limits = policy.default.limits
+        self.shared.admission.maxTotal = limits.maxHandshakes
+        self._relays.buffers.setLimits(limits.maxRelayBuffers, _reserveFor(limits), limits.maxRelayBuffersPerUser)
+        for port in self._ports:
+            port.setLimits(limits.maxInterceptors, self._linkLimits())
+        for end in self._ends:
+            end.limits = self._linkLimits()
         self.log.info("the configuration was read again")
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from errno import (
     EBADF,
@@ -92,8 +93,11 @@ class LinkLimits:
     """
     The bounds of one link.
 
+    The times are no keys of the configuration: they end what should have ended by itself, by the times that are.
+
     @ivar answerTime: seconds after which an event is answered with ETIMEDOUT.
-    @ivar handshakeTime: the same for connects and upgrades, which the daemon's own timers bound: the last resort.
+    @ivar handshakeTime: the same for connects and upgrades.  It is longer than the longest ResolveTimeout, ConnectTimeout and
+        HandshakeTimeout together, for several addresses.
     @ivar requestTime: seconds after which a request fails with ETIMEDOUT; not for C{accepted}, which waits for the program.
     @ivar maximumPending: the most events in work; one more is answered with ENOBUFS.
     @ivar maximumRequests: the most requests without a reply; one more fails with ENOBUFS.
@@ -101,7 +105,7 @@ class LinkLimits:
     """
 
     answerTime: float = 30.0
-    handshakeTime: float = 3600.0
+    handshakeTime: float = 86400.0
     requestTime: float = 30.0
     maximumPending: int = 4096
     maximumRequests: int = 8192
@@ -115,6 +119,8 @@ class DaemonEnd:
 
     @ivar peerUID: the user id of the interceptor's process.
     @ivar peerPID: its process id.
+    @ivar limits: the bounds of this link; new ones count from the next event or request on.
+    @ivar descriptorArrived: called with each descriptor that the interceptor has handed over, before anybody uses it.
     """
 
     _log = Logger()
@@ -135,7 +141,8 @@ class DaemonEnd:
         self.peerPID, self.peerUID = peerCredentials(sock)
         self._reactor = reactor
         self._receiver = receiver
-        self._limits = limits
+        self.limits = limits
+        self.descriptorArrived: Callable[[int], None] = lambda descriptor: None
         self._events: dict[int, _PendingEvent] = {}
         self._requests: dict[int, _PendingRequest] = {}
         self._sockets: set[int] = set()
@@ -232,7 +239,7 @@ class DaemonEnd:
         work.addCallbacks(self._succeeded, self._failed, callbackArgs=(pending,), errbackArgs=(pending,))
         if event.event in self._events and self._events[event.event] is pending:
             long = isinstance(event, (ConnectNotify, UpgradeNotify))
-            seconds = self._limits.handshakeTime if long else self._limits.answerTime
+            seconds = self.limits.handshakeTime if long else self.limits.answerTime
             pending.timeout = self._reactor.callLater(seconds, self._timedOut, pending)
 
     def _admit(self, event: Event) -> int:
@@ -246,11 +253,11 @@ class DaemonEnd:
         if isinstance(event, SocketNotify):
             if event.id in self._sockets:
                 return EEXIST
-            if len(self._sockets) >= self._limits.maximumSockets:
+            if len(self._sockets) >= self.limits.maximumSockets:
                 return ENFILE
         elif event.id not in self._sockets:
             return EBADF
-        if event.wantsAnswer and len(self._events) >= self._limits.maximumPending:
+        if event.wantsAnswer and len(self._events) >= self.limits.maximumPending:
             return ENOBUFS
         if isinstance(event, SocketNotify):
             self._sockets.add(event.id)
@@ -333,7 +340,7 @@ class DaemonEnd:
 
     def _ask(self, request: Request) -> Deferred[Any]:
         """Make a request."""
-        if len(self._requests) >= self._limits.maximumRequests:
+        if len(self._requests) >= self.limits.maximumRequests:
             return fail(SSAError(ENOBUFS, "too many requests wait for the interceptor"))
         while True:
             self._sequence = self._sequence % _MAXIMUM_SEQUENCE + 1
@@ -347,7 +354,7 @@ class DaemonEnd:
             return fail(SSAError(EIO, f"a request cannot be encoded: {error}"))
         self._requests[self._sequence] = pending
         if not isinstance(request, Accepted):
-            pending.timeout = self._reactor.callLater(self._limits.requestTime, self._requestTimedOut, pending)
+            pending.timeout = self._reactor.callLater(self.limits.requestTime, self._requestTimedOut, pending)
         return result
 
     def _abandon(self, pending: _PendingRequest) -> None:
@@ -378,7 +385,7 @@ class DaemonEnd:
         elif isinstance(request, Accepted) and isinstance(reply, AcceptedReply):
             matches = request.id == reply.id and reply.newID not in self._sockets
             value = (reply.newID, fds[0])
-            if matches and len(self._sockets) < self._limits.maximumSockets:
+            if matches and len(self._sockets) < self.limits.maximumSockets:
                 # Known even if nobody waits any more: the program has this socket, and will close it.
                 self._sockets.add(reply.newID)
             elif matches:
@@ -393,6 +400,7 @@ class DaemonEnd:
         if fds == [NO_DESCRIPTOR]:
             self._complete(pending, SSAError(EMFILE, "the daemon has no descriptor left"))
         elif pending.result is not None:
+            self.descriptorArrived(fds[0])
             fds.clear()
             self._complete(pending, value)
 

@@ -69,9 +69,8 @@ class SupervisedPort(FileDescriptor):
         self.path = path
         self.ends: set[DaemonEnd] = set()
         self._receiver = receiver
-        self._maximumConnections = maximumConnections
-        self._maximumPerUser = (maximumConnections + 1) // 2 if maximumPerUser is None else maximumPerUser
-        self._limits = limits
+        self._banned: dict[int, float] = {}
+        self.setLimits(maximumConnections, limits, maximumPerUser)
         self._makeEnd = makeEnd
         self._perUser: Counter[int] = Counter()
         self._socket: socket.socket | None = None
@@ -88,6 +87,35 @@ class SupervisedPort(FileDescriptor):
     def logPrefix(self) -> str:
         """How the reactor names this in its log."""
         return "ssa.protocol.port"
+
+    def setLimits(self, maximumConnections: int, limits: LinkLimits, maximumPerUser: int | None = None) -> None:
+        """
+        Change the bounds, those of the links that live included.  No link is ended.
+
+        @param maximumConnections: as in the constructor, like the others.
+        """
+        self._maximumConnections = maximumConnections
+        self._maximumPerUser = (maximumConnections + 1) // 2 if maximumPerUser is None else maximumPerUser
+        self._limits = limits
+        for end in self.ends:
+            end.limits = limits
+
+    def ban(self, uid: int, seconds: float) -> None:
+        """
+        End every link of a user, and accept no new one for a while.
+
+        @param uid: the user.
+        @param seconds: how long.
+        """
+        self._banned[uid] = self._reactor.seconds() + seconds
+        for end in list(self.ends):
+            if end.peerUID == uid:
+                end.close()
+
+    def _isBanned(self, uid: int) -> bool:
+        if uid in self._banned and self._reactor.seconds() >= self._banned[uid]:
+            del self._banned[uid]
+        return uid in self._banned
 
     def startListening(self) -> None:
         """
@@ -159,6 +187,10 @@ class SupervisedPort(FileDescriptor):
     def _connected(self, connection: socket.socket) -> None:
         """Serve one connection, if there is room."""
         pid, uid = peerCredentials(connection)
+        if self._isBanned(uid):
+            self._bounded.warn("process {pid} of user {uid}: the user is locked out for now", pid=pid, uid=uid)
+            connection.close()
+            return
         if len(self.ends) >= self._maximumConnections or (uid != 0 and self._perUser[uid] >= self._maximumPerUser):
             self._bounded.warn("process {pid} of user {uid}: too many interceptors", pid=pid, uid=uid)
             connection.close()

@@ -375,7 +375,7 @@ class ContractTests(SynchronousTestCase):
 
             return Deferred(cancel)
 
-        self.drive(react, self.fails(ETIMEDOUT), lambda reactor, *_: reactor.advance(3600))
+        self.drive(react, self.fails(ETIMEDOUT), lambda reactor, *_: reactor.advance(LinkLimits().handshakeTime))
         self.assertEqual(len(cancelled), len(ANSWERED))
 
     def test_connectsTakeTheirTime(self) -> None:
