@@ -31,12 +31,14 @@ _SET_FLAGS = 0x40082104  # SECCOMP_IOCTL_NOTIF_SET_FLAGS
 _SYNC_WAKE_UP = 1
 _CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 _ADDFD_SETFD = 1  # SECCOMP_ADDFD_FLAG_SETFD
-_ADDFD_SEND = 2  # SECCOMP_ADDFD_FLAG_SEND
 
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif
 _RESPONSE = struct.Struct("=QqiI")  # struct seccomp_notif_resp
 _ADDITION = struct.Struct("=QIIII")  # struct seccomp_notif_addfd
 _ID = struct.Struct("=Q")
+
+_MAXIMUM_UNKNOWN = 256
+"""Processes that are remembered for a descriptor that they do not know of."""
 
 
 def installFilter(way: Way) -> int:
@@ -102,6 +104,7 @@ class NotificationListener:
         self.fd = fd
         self._buffer = bytearray(_NOTIFICATION.size)
         self._response = bytearray(_RESPONSE.size)
+        self._unknown: dict[int, tuple[int, int]] = {}  # process: its number for it, and the inode
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         with contextlib.suppress(OSError):  # Linux before 6.6 has no such request: calls cost some microseconds more
@@ -167,19 +170,46 @@ class NotificationListener:
 
     def giveDescriptor(self, call: Notification, fd: int, closeOnExec: bool) -> int:
         """
-        Put a descriptor in the caller's table and end the call with its number, as one step.
+        Put a descriptor in the caller's table and end the call with its number.
+
+        SECCOMP_ADDFD_FLAG_SEND would make one step of it, but not a safe one: where the supervisor's ioctl(2) is
+        interrupted (SIGSTOP, a debugger, the freezer of a control group or of a suspended machine; seen on Linux 6.18), the
+        call ends with 0, the number of another file of the program's, who would then write its plaintext there.
+
+        A caller that a signal interrupts between the two steps has a descriptor that it does not know of.  The next one
+        that its process gets, mostly for the same call started again, takes that one's place.
 
         @return: the number.
-        @raise Gone: nobody waits for it any more; nothing was put anywhere.
+        @raise Gone: nobody waits for it any more.
         @raise OSError: EMFILE: the caller has no number left; the call still waits for its answer.
         """
-        request = bytearray(_ADDITION.pack(call.id, _ADDFD_SEND, fd, 0, os.O_CLOEXEC if closeOnExec else 0))
+        process = linux.threadGroup(call.pid) if self._unknown else 0
+        number, inode = self._unknown.get(process, (0, None))
+        how = _ADDFD_SETFD if inode is not None and self.socketInode(call, number) == inode else 0
+        request = _ADDITION.pack(call.id, how, fd, number if how else 0, os.O_CLOEXEC if closeOnExec else 0)
         try:
-            return int(fcntl.ioctl(self.fd, _ADD_DESCRIPTOR, request, True))
+            number = int(fcntl.ioctl(self.fd, _ADD_DESCRIPTOR, bytearray(request), True))
         except OSError as error:
             if error.errno == ENOENT:
                 raise Gone from error
             raise
+        self._unknown.pop(process, None)
+        try:
+            self._send(call.id, number, 0, 0)
+        except Gone:
+            self._noteUnknown(call, number, fd)
+            raise
+        return number
+
+    def _noteUnknown(self, call: Notification, number: int, fd: int) -> None:
+        """A process has a descriptor that it does not know of."""
+        try:
+            process = linux.threadGroup(call.pid)
+        except OSError:
+            return  # it has ended
+        while len(self._unknown) >= _MAXIMUM_UNKNOWN:
+            del self._unknown[next(iter(self._unknown))]
+        self._unknown[process] = number, os.fstat(fd).st_ino
 
     def replaceDescriptor(self, call: Notification, number: int, fd: int, closeOnExec: bool) -> None:
         """
