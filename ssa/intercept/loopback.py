@@ -7,9 +7,11 @@ running connects to the I{hole}: a listener whose queue of one is full, so that 
 socket stays in SYN_SENT.  It is released by a TCP simultaneous open (RFC 9293 section 3.5) from a socket that shares the hole's
 address (SO_REUSEPORT).  getsockname(2) and getpeername(2) are answered by the supervisor.
 
-What this way cannot promise, and the others can: a program that races with itself, by putting a TLS socket (dup2(2)) in the
-place of an ordinary one whose connect(2) is under way, can reach a service of this machine's loopback interface in plaintext.
-The network it cannot reach: its TLS sockets are bound to the loopback interface.
+A program that races with itself, by putting a TLS socket (dup2(2)) in the place of an ordinary one whose connect(2) is under
+way, makes the kernel connect that socket.  It leads nowhere: the socket is bound to the loopback interface, and takes segments
+only from the supervisor's sockets, which it knows by their hop count.  They send 255 (IP_TTL), the program's sockets drop
+what has less (IP_MINTTL, ip(7); the idea is RFC 5082's), and other sockets send 64.  What this way cannot promise, and the
+others can: a service of this machine that asks for 255 itself could be reached in this race.
 """
 
 from __future__ import annotations
@@ -34,6 +36,30 @@ from ssa.intercept.namespace import (
 )
 from ssa.intercept.network import Attempt, Finder, IPrivateNetwork
 
+_HOPS = 255
+_IP_MINTTL = 21
+_IPV6_MINHOPCOUNT = 73
+
+
+def _takeFromOursOnly(sock: socket.socket) -> None:
+    """Let a program's socket, and those that it accepts, drop what comes from other sockets than L{_ours}."""
+    sock.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, _HOPS)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, _HOPS)
+
+
+def _ours(family: int) -> socket.socket:
+    """A socket whose segments the programs' sockets take."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, _HOPS)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, _HOPS)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
 
 class _Hole:
     """A listener of one family that answers nobody."""
@@ -51,7 +77,7 @@ class _Hole:
 
     def sharer(self) -> socket.socket:
         """A socket bound to the hole's address."""
-        sock = socket.socket(self.family, socket.SOCK_STREAM)
+        sock = _ours(self.family)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(self.address)
@@ -85,6 +111,7 @@ class LoopbackNetwork:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+            _takeFromOursOnly(sock)
         except OSError:
             sock.close()
             raise
@@ -135,7 +162,7 @@ class LoopbackNetwork:
 
     def ring(self, name: RawAddress) -> tuple[int, socket.socket]:
         family = socket.AF_INET6 if ":" in name[0] else socket.AF_INET
-        bell = socket.socket(family, socket.SOCK_STREAM)
+        bell = _ours(family)
         try:
             bell.bind((self._holes[int(family)].host, 0))
             connectAtOnce(bell, name)
@@ -155,9 +182,10 @@ class LoopbackNetwork:
 
     def pair(self, family: int, local: InternetAddress, remote: InternetAddress) -> tuple[socket.socket, socket.socket]:
         host = self._holes[family].host
-        plain = socket.socket(family, socket.SOCK_STREAM)
+        plain = _ours(family)
         try:
             with socket.socket(family, socket.SOCK_STREAM) as listener:
+                _takeFromOursOnly(listener)
                 listener.bind((host, 0))
                 listener.listen(8)
                 plain.bind((host, 0))
