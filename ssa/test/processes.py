@@ -161,6 +161,14 @@ def run(*command: str, input: str = "", more: Mapping[str, str] | None = None) -
     )
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that have not ended (proc(5))."""
+    found: list[int] = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        found += [int(word) for word in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
+    return found
+
+
 def freePort() -> int:
     """A port of the loopback interface that nobody listened on a moment ago: for programs that cannot choose one."""
     with socket.create_server(("127.0.0.1", 0)) as sock:

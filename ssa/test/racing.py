@@ -267,14 +267,25 @@ class Race:
                 self.write(tls)
 
 
-RACES = (
-    "tlsOverOrdinary",
-    "ordinaryOverTLS",
-    "sockaddrFlipping",
-    "closeAndReuse",
-    "forkDuringConnect",
-    "setsockoptDuringConnect",
-)
+def sockets(seconds: float) -> None:
+    """Make TLS sockets in several threads; print the numbers that cannot be theirs."""
+    print("begin", flush=True)
+    end = time.monotonic() + seconds
+    wrong: list[int] = []
+
+    def make() -> None:
+        while time.monotonic() < end and not wrong:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_TLS)
+            if sock.fileno() <= 2:
+                wrong.append(sock.detach())
+            sock.close()
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print("end", wrong, flush=True)
 
 
 def main() -> None:

@@ -39,9 +39,10 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final
 
+from ssa.intercept import linux
 from ssa.test import soaked
 from ssa.test.pki import CA
-from ssa.test.processes import environment, underSSA
+from ssa.test.processes import children, environment, underSSA
 
 CONNECTIONS: Final = 10_000
 WARM_UP: Final = 1_000
@@ -70,7 +71,7 @@ class Figures:
 
     @ivar descriptors: open ones.
     @ivar memory: resident bytes that are its own (anonymous).
-    @ivar sockets: TCP sockets in its network namespace that are not in TIME_WAIT.
+    @ivar sockets: TCP sockets in its private network namespaces that are not in TIME_WAIT.
     """
 
     descriptors: int
@@ -82,17 +83,36 @@ def _figures(pid: int, private: bool) -> Figures:
     memory = re.search(r"^RssAnon:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     sockets = 0
     if private:
-        for table in ("tcp", "tcp6"):
-            lines = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
-            sockets += sum(int(line.split()[3], 16) not in (_TIME_WAIT, _CLOSE) for line in lines)
+        # In a process of its own: it cannot come back from there.
+        command = [sys.executable, "-m", "ssa.test.soak", "--count-sockets", str(pid)]
+        sockets = int(subprocess.check_output(command, env=environment()))
     return Figures(len(os.listdir(f"/proc/{pid}/fd")), int(memory.group(1)) * 1024 if memory else 0, sockets)
 
 
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        found += [int(word) for word in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
-    return found
+def countSockets(pid: int) -> int:
+    """
+    Count the TCP sockets in all network namespaces that a process has descriptors of, without those in TIME_WAIT.
+
+    This process is in the last of them afterwards.
+
+    @raise OSError: as setns(2).
+    """
+    if os.stat(f"/proc/{pid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
+        with open(f"/proc/{pid}/ns/user", "rb") as namespace:
+            linux.setns(namespace.fileno(), linux.CLONE_NEWUSER)
+    own = os.readlink("/proc/self/ns/net")
+    # The numbers of the helper's own network namespaces, each once; "net" is the one that it is in now.
+    paths = {os.readlink(path): path for path in (Path(f"/proc/{pid}/ns/net"), *Path(f"/proc/{pid}/fd").iterdir())}
+    count = 0
+    for link, path in paths.items():
+        if not link.startswith("net:") or link == own:
+            continue
+        with open(path, "rb") as namespace:
+            linux.setns(namespace.fileno(), linux.CLONE_NEWNET)
+        for table in ("tcp", "tcp6"):
+            lines = Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]
+            count += sum(int(line.split()[3], 16) not in (_TIME_WAIT, _CLOSE) for line in lines)
+    return count
 
 
 class Side:
@@ -119,10 +139,10 @@ class Side:
     def lookAround(self) -> None:
         """Find the processes; all are there when the program has made its first socket."""
         ownNetwork = os.stat("/proc/self/ns/net").st_ino
-        supervisor = _children(self._process.pid)[0]
+        supervisor = children(self._process.pid)[0]
         self.processes = {"front": self._process.pid, "supervisor": supervisor}
         self._private: set[str] = set()
-        for pid in _children(supervisor):
+        for pid in children(supervisor):
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
             if b"soaked" in command and b"ssa\0run" not in command:
                 name = "program"
@@ -352,10 +372,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     @param argv: the arguments; default: the process's.
     @return: the exit status.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["--count-sockets"]:
+        print(countSockets(int(words[1])))
+        return 0
     parser = argparse.ArgumentParser(prog="python -m ssa.test.soak", description="Look for leaks.")
     parser.add_argument("--way", default="auto", help="as for ssa run")
     parser.add_argument("connections", type=int, nargs="?", default=CONNECTIONS, help=f"default: {CONNECTIONS}")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(words)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssa-soak-")))
         authority = CA()

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import socket
 import ssl
 import sys
@@ -20,13 +21,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase
 
 from ssa.test import racing
 from ssa.test.pki import CA
-from ssa.test.processes import needWay, run, underSSA
+from ssa.test.processes import children, needWay, run, running, underSSA
 
-RACE_SECONDS = 1.2
+RACE_SECONDS = 1.0
 """How long each race lasts."""
 
 _GREETING = b"I am no TLS socket"
@@ -183,9 +184,6 @@ class _RaceTests(SynchronousTestCase):
 
     def test_tlsOverOrdinary(self) -> None:
         """dup2 puts a TLS socket over an ordinary one."""
-        if self.way == "loopback":
-            # ssa.intercept.loopback: the one thing that this way cannot promise.
-            raise SkipTest("without namespaces, services of the loopback interface can be reached in this race")
         self.race(racing.Race.tlsOverOrdinary, arrives=False)
 
     def test_ordinaryOverTLS(self) -> None:
@@ -207,6 +205,30 @@ class _RaceTests(SynchronousTestCase):
     def test_setsockoptDuringConnect(self) -> None:
         """Another thread changes the options."""
         self.race(racing.Race.setsockoptDuringConnect)
+
+
+    def test_supervisorStopped(self) -> None:
+        """
+        A supervisor that is stopped in the middle of giving a descriptor does not make socket(2) return another file's number.
+        """
+        script = f"import runpy; runpy.run_path({racing.__file__!r})['sockets']({RACE_SECONDS})"
+        with running(*underSSA(sys.executable, "-c", script, way=self.way)) as program:
+            program.expect("^begin$")
+            supervisor = children(program.process.pid)[0]
+            ended = threading.Event()
+            results: list[str] = []
+
+            def wait() -> None:
+                results.append(program.expect(r"^end (.*)$").group(1))
+                ended.set()
+
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            while not ended.wait(0.0002) and waiting.is_alive():
+                os.kill(supervisor, signal.SIGSTOP)
+                os.kill(supervisor, signal.SIGCONT)
+            waiting.join()
+        self.assertEqual(results, ["[]"])
 
 
 class RootRaceTests(_RaceTests):
