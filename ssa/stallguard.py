@@ -11,8 +11,8 @@ OpenSSL's do not, and accept(2) and close(2) have none.
 L{StallGuard} therefore is a thread that looks ten times a second where the reactor's thread sleeps: the kernel says in
 C{/proc/self/task/ID/syscall} in which system call, and with which descriptor (proc(5)).  A reactor sleeps in epoll_wait(2)
 and nowhere else.  When it is found asleep twice within a second over descriptors that a user has handed over, that user is
-at fault: twice in the same call is not asked for, since OpenSSL's next read(2) of the same record would look like progress.  All
-sockets that this user has handed over are shut down at once (shutdown(2)), and a signal ends the call that waits, so that
+at fault: twice in the same call is not asked for, since OpenSSL's next read(2) of the same record would look like progress.
+All sockets that this user has handed over are shut down at once (shutdown(2)), and a signal ends the call that waits, so that
 it fails, and the next one does not wait either.  Then the daemon is told who it was; until it has acted on that, the guard
 looks every few milliseconds, because connect(2) can bring a socket back to life that was shut down.
 

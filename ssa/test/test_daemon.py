@@ -28,7 +28,7 @@ from ssa.service import Daemon
 from ssa.test import badservers
 from ssa.test.badservers import Serve, echo, running, serverContext
 from ssa.test.loopback import LoopbackInterceptor, Program
-from ssa.test.pki import Credential, otherCA, testCA
+from ssa.test.pki import testCA
 
 reactor: Any = _reactor
 
@@ -240,156 +240,9 @@ class ClientTests(DaemonCase):
 
 
 class RefusalTests(DaemonCase):
-    """Every row of the table of errnos, each with a real server that misbehaves that way."""
+    """Refusals that come late; L{ssa.test.test_errnotable} has the others."""
 
     profile = Profile(handshakeTimeout=0.6)
-
-    def check(self, serve: Serve, expected: int, *words: str, name: str = "server.example") -> Deferred[None]:
-        async def test() -> None:
-            number, text = await self.connectTo(serve, name)
-            self.assertEqual(errno.errorcode[expected], errno.errorcode.get(number, str(number)), text)
-            self.assertTrue(text)
-            self.assertNotIn("\n", text)
-            for word in words:
-                self.assertIn(word, text)
-
-        return self.run_(test())
-
-    def checkCertificate(self, credential: Credential, expected: int, *words: str) -> Deferred[None]:
-        return self.check(echo(serverContext(credential)), expected, *words)
-
-    def test_refused(self) -> Deferred[None]:
-        """TCP's own errno."""
-
-        async def test() -> None:
-            with socket.socket() as unused:
-                unused.bind(("127.0.0.1", 0))
-                port = unused.getsockname()[1]
-            program = await self.client()
-            number = await self.interceptor.connect(program, InternetAddress(socket.AF_INET, "127.0.0.1", port))
-            self.assertEqual(errno.ECONNREFUSED, number)
-            self.assertIn("refused", await self.interceptor.error(program))
-
-        return self.run_(test())
-
-    def test_stalling(self) -> Deferred[None]:
-        """A handshake that takes too long."""
-        return self.check(badservers.stalling, errno.ETIMEDOUT, "0.6 s")
-
-    def test_notTLS(self) -> Deferred[None]:
-        """A server that speaks something else."""
-        return self.check(badservers.notTLS, errno.EPROTO)
-
-    def test_alert(self) -> Deferred[None]:
-        """A fatal alert."""
-        return self.check(badservers.alert, errno.EPROTO, "handshake_failure")
-
-    def test_closing(self) -> Deferred[None]:
-        """The connection is closed in the handshake."""
-        return self.check(badservers.closing, errno.EPROTO, "closed")
-
-    def test_resetting(self) -> Deferred[None]:
-        """The connection is reset in the handshake."""
-        return self.check(badservers.resetting, errno.EPROTO, "reset")
-
-    def test_garbage(self) -> Deferred[None]:
-        """A handshake record that makes no sense."""
-        return self.check(badservers.garbage, errno.EPROTO)
-
-    def test_oldVersion(self) -> Deferred[None]:
-        """No version in common."""
-        context = serverContext(testCA().issue(), maximum=ssl.TLSVersion.TLSv1_1)
-        return self.check(echo(context), errno.EPROTO, "version")
-
-    def test_oldCipher(self) -> Deferred[None]:
-        """No cipher in common."""
-        context = serverContext(
-            testCA().issue(key="rsa"), maximum=ssl.TLSVersion.TLSv1_2, ciphers="AES128-SHA"
-        )
-        return self.check(echo(context), errno.EPROTO)
-
-    def test_noCommonALPN(self) -> Deferred[None]:
-        """A server that insists on another application protocol."""
-
-        def serve(sock: socket.socket) -> None:
-            # RFC 7301 section 3.2: no_application_protocol is 120.
-            sock.recv(4096)
-            sock.sendall(b"\x15\x03\x03\x00\x02\x02\x78")
-            sock.recv(4096)
-
-        return self.check(serve, errno.EPROTO, "application protocol")
-
-    def test_unknownIssuer(self) -> Deferred[None]:
-        """A CA that is not trusted."""
-        return self.checkCertificate(otherCA().issue(["server.example"]), errno.EKEYREJECTED, "issuer")
-
-    def test_selfSigned(self) -> Deferred[None]:
-        """A certificate that signed itself."""
-        return self.checkCertificate(testCA().issue(selfSigned=True), errno.EKEYREJECTED, "self-signed")
-
-    def test_wrongName(self) -> Deferred[None]:
-        """A certificate for another name."""
-        credential = testCA().issue(["other.example"])
-        return self.checkCertificate(credential, errno.EKEYREJECTED, "server.example", "other.example")
-
-    def test_nameInSubjectOnly(self) -> Deferred[None]:
-        """The common name proves nothing (RFC 9525 section 2)."""
-        return self.checkCertificate(testCA().issue(noNames=True), errno.EKEYREJECTED)
-
-    def test_wrongPurpose(self) -> Deferred[None]:
-        """A client's certificate."""
-        return self.checkCertificate(testCA().issue(purpose="client"), errno.EKEYREJECTED)
-
-    def test_weakKey(self) -> Deferred[None]:
-        """An RSA key of 1024 bits."""
-        return self.checkCertificate(testCA().issue(key="rsa1024"), errno.EKEYREJECTED)
-
-    def test_weakSignature(self) -> Deferred[None]:
-        """A signature with SHA-1."""
-        return self.checkCertificate(testCA().issue(sha1=True), errno.EKEYREJECTED)
-
-    def test_criticalExtension(self) -> Deferred[None]:
-        """A critical extension that nobody knows."""
-        return self.checkCertificate(testCA().issue(criticalExtension=True), errno.EKEYREJECTED)
-
-    def test_falseAuthority(self) -> Deferred[None]:
-        """An intermediate that is no authority."""
-        credential = testCA().intermediate(isAuthority=False).issue()
-        return self.checkCertificate(credential, errno.EKEYREJECTED)
-
-    def test_missingIntermediate(self) -> Deferred[None]:
-        """A chain with a hole."""
-        credential = testCA().intermediate().issue(withoutChain=True)
-        return self.checkCertificate(credential, errno.EKEYREJECTED)
-
-    def test_expired(self) -> Deferred[None]:
-        """Expired."""
-        return self.checkCertificate(testCA().issue(expired=True), errno.EKEYEXPIRED, "expired")
-
-    def test_notYetValid(self) -> Deferred[None]:
-        """Not yet valid."""
-        return self.checkCertificate(testCA().issue(notYetValid=True), errno.EKEYEXPIRED, "not valid yet")
-
-    def test_clientCertificateDemanded(self) -> Deferred[None]:
-        """TLS 1.2: the server demands a certificate and we have none."""
-        context = serverContext(
-            testCA().issue(), maximum=ssl.TLSVersion.TLSv1_2, clientCA=testCA().pem
-        )
-        return self.check(echo(context), errno.ENOKEY)
-
-    def test_keyMismatch(self) -> Deferred[None]:
-        """Our key and chain do not match."""
-
-        async def test() -> None:
-            program = await self.client()
-            await self.interceptor.set(program, Option.TLS_CERTIFICATE_CHAIN, testCA().issue(["a.example"]).chainPEM)
-            key = testCA().issue(["b.example", "c.example"], key="rsa").keyPEM
-            await self.interceptor.set(program, Option.TLS_PRIVATE_KEY, key)
-            with running(badservers.stalling) as server:
-                address = InternetAddress(socket.AF_INET, "127.0.0.1", server.port)
-                self.assertEqual(errno.ENOKEY, await self.interceptor.connect(program, address))
-
-        return self.run_(test())
 
     def test_clientCertificateDemandedByTLS13(self) -> Deferred[None]:
         """TLS 1.3: connect returns 0, the first recv fails and TLS_ERROR says why."""
