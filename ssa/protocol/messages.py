@@ -96,6 +96,7 @@ __all__ = [
 _EventNumber = Annotated[int, Attribute.EVENT]
 _ID = Annotated[int, Attribute.ID]
 _MaybeExternal = Annotated[InternetAddress | None, Attribute.SOCKADDR_EXTERNAL]
+_MaybeFD = Annotated[int | None, Attribute.FD]
 _External = Annotated[InternetAddress, Attribute.SOCKADDR_EXTERNAL]
 _Remote = Annotated[InternetAddress, Attribute.SOCKADDR_REMOTE]
 
@@ -385,11 +386,15 @@ class Accepted(Request):
     @ivar id: the listener.
     @ivar external: the connection's local address.
     @ivar remote: its peer's address.
+    @ivar dataPath: what carries its data.
+    @ivar fd: netlink only: the connection's real TCP socket.
     """
 
     id: _ID
     external: _External
     remote: _Remote
+    dataPath: Annotated[DataPath, Attribute.DATA_PATH] = DataPath.RELAY
+    fd: _MaybeFD = None
 
 
 @message(Command.EOF)
@@ -413,14 +418,20 @@ class FetchReply(Reply):
     id: _ID
     external: _MaybeExternal = None
     remote: Annotated[InternetAddress | None, Attribute.SOCKADDR_REMOTE] = None
+    fd: _MaybeFD = None
 
 
 @message(Command.ESTABLISHED)
 @dataclass(frozen=True)
 class EstablishedReply(Reply):
-    """The plaintext end, as a descriptor beside it."""
+    """
+    The plaintext end, as a descriptor beside it.
+
+    @ivar fd: netlink only: that descriptor.  (The same in the other replies.)
+    """
 
     id: _ID
+    fd: _MaybeFD = None
 
 
 @message(Command.ACCEPTED)
@@ -435,6 +446,7 @@ class AcceptedReply(Reply):
 
     id: _ID
     newID: Annotated[int, Attribute.NEW_ID]
+    fd: _MaybeFD = None
 
 
 EVENTS: dict[int, type[Event]] = {

@@ -98,6 +98,7 @@ class Attribute(IntEnum):
     FILE = 23
     BACKLOG = 24
     VERSION = 25
+    FD = 26
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ SHAPES: dict[Attribute, Shape] = {
     Attribute.FILE: _PATH,
     Attribute.BACKLOG: _U32,
     Attribute.VERSION: _U32,
+    Attribute.FD: _U32,
 }
 
 

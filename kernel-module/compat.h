@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Every difference between kernels, and nothing else. */
+#ifndef SSA_COMPAT_H
+#define SSA_COMPAT_H
+
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/net.h>
+#include <linux/sched/mm.h>
+#include <linux/version.h>
+#include <net/genetlink.h>
+#include <net/sock.h>
+
+#define SSA_SINCE(major, minor) (LINUX_VERSION_CODE >= KERNEL_VERSION(major, minor, 0))
+
+/* 6.10: the arguments of accept became a structure. */
+#if SSA_SINCE(6, 10)
+#define SSA_ACCEPT(name) \
+	int name(struct socket *sock, struct socket *newsock, struct proto_accept_arg *arg)
+#define SSA_ACCEPT_FLAGS (arg->flags)
+#else
+#define SSA_ACCEPT(name) \
+	int name(struct socket *sock, struct socket *newsock, int accept_flags, bool kern)
+#define SSA_ACCEPT_FLAGS accept_flags
+#endif
+
+/* 6.5: sendpage became MSG_SPLICE_PAGES of sendmsg. */
+#if SSA_SINCE(6, 5)
+#define SSA_DECLARE_SENDPAGE
+#define SSA_SENDPAGE
+#else
+#define SSA_DECLARE_SENDPAGE \
+	ssize_t ssa_sendpage(struct socket *sock, struct page *page, int offset, size_t size, int flags);
+#define SSA_SENDPAGE .sendpage = ssa_sendpage,
+#endif
+
+/* 6.5: the offset of the IPv6 part is told, not computed from the end. */
+#if SSA_SINCE(6, 5)
+#define SSA_IPV6_OFFSET .ipv6_pinfo_offset = offsetof(struct ssa6_sock, np),
+#else
+#define SSA_IPV6_OFFSET
+#endif
+
+/* 6.1: commands from here on are checked strictly. */
+#if SSA_SINCE(6, 1)
+#define SSA_RESV_START .resv_start_op = 1,
+#else
+#define SSA_RESV_START
+#endif
+
+/* 6.0: a socket may ask for SOL_SOCKET options (SOCK_CUSTOM_SOCKOPT, some time after). */
+static inline void ssa_want_socket_options(struct socket *sock)
+{
+#ifdef SOCK_CUSTOM_SOCKOPT
+	set_bit(SOCK_CUSTOM_SOCKOPT, &sock->flags);
+#endif
+}
+
+/* 6.7: get_file_rcu takes the address of the pointer. */
+static inline struct file *ssa_exe_file(struct mm_struct *mm)
+{
+	struct file *file;
+
+	rcu_read_lock();
+#if SSA_SINCE(6, 7)
+	file = get_file_rcu(&mm->exe_file);
+#else
+	file = rcu_dereference(mm->exe_file);
+	if (file && !get_file_rcu(file))
+		file = NULL;
+#endif
+	rcu_read_unlock();
+	return file;
+}
+
+#endif

@@ -1,0 +1,770 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The life of a TLS socket.
+ *
+ * A TLS socket owns an inner TCP socket that is made in the program's context: namespace, credentials, cgroup and security
+ * labels are the program's.  bind, connect and listen act on it.  The daemon fetches a descriptor of it, does the
+ * handshake, and then reports where the plaintext goes.
+ */
+#include <linux/module.h>
+#include <linux/slab.h>
+#include <net/inet_connection_sock.h>
+#include <net/protocol.h>
+#include <net/tcp.h>
+
+#include "ssa.h"
+
+static DEFINE_XARRAY(ssa_sockets);
+static atomic64_t ssa_socket_number = ATOMIC64_INIT(0);
+static struct lock_class_key ssa_slock_key, ssa_lock_key, ssa_wait_key;
+
+/* The socket with a number, held; NULL where it is gone. */
+struct sock *ssa_get(u64 id)
+{
+	struct sock *sk;
+
+	xa_lock(&ssa_sockets);
+	sk = xa_load(&ssa_sockets, id);
+	if (sk)
+		sock_hold(sk);
+	xa_unlock(&ssa_sockets);
+	return sk;
+}
+
+static void ssa_fields(struct sock *sk)
+{
+	struct ssa_sock *s = ssa_sk(sk);
+
+	memset((u8 *)s + sizeof(struct inet_sock), 0, sizeof(*s) - sizeof(struct inet_sock));
+	s->id = atomic64_inc_return(&ssa_socket_number);
+	s->session = ssa_session();
+	INIT_LIST_HEAD(&s->queue);
+	INIT_LIST_HEAD(&s->link);
+	/* Inner sockets are of the ordinary classes, and are locked inside of ours. */
+	sock_lock_init_class_and_name(sk, "slock-SSA", &ssa_slock_key, "sk_lock-SSA", &ssa_lock_key);
+}
+
+static void ssa_graft(struct ssa_sock *s, struct socket *sock)
+{
+	s->wq = &sock->wq;
+	lockdep_set_class(&sock->wq.wait.lock, &ssa_wait_key);
+	ssa_want_socket_options(sock);
+}
+
+/*
+ * SOL_SOCKET options live in the outer sock, since the core sets them there.  Copy them to an inner one before it is
+ * used, and at the end.
+ */
+void ssa_carry_to(struct sock *sk, struct sock *inner)
+{
+	bool keepalive = sock_flag(sk, SOCK_KEEPOPEN);
+
+	lock_sock(inner);
+	inner->sk_reuse = sk->sk_reuse;
+	inner->sk_reuseport = sk->sk_reuseport;
+	inner->sk_bound_dev_if = sk->sk_bound_dev_if;
+	inner->sk_mark = READ_ONCE(sk->sk_mark);
+	inner->sk_priority = READ_ONCE(sk->sk_priority);
+	inner->sk_lingertime = sk->sk_lingertime;
+	sock_valbool_flag(inner, SOCK_LINGER, sock_flag(sk, SOCK_LINGER));
+	sock_valbool_flag(inner, SOCK_LOCALROUTE, sock_flag(sk, SOCK_LOCALROUTE));
+	if (sk->sk_userlocks & SOCK_SNDBUF_LOCK) {
+		inner->sk_sndbuf = sk->sk_sndbuf;
+		inner->sk_userlocks |= SOCK_SNDBUF_LOCK;
+	}
+	if (sk->sk_userlocks & SOCK_RCVBUF_LOCK) {
+		inner->sk_rcvbuf = sk->sk_rcvbuf;
+		inner->sk_userlocks |= SOCK_RCVBUF_LOCK;
+	}
+	if (inner->sk_prot->keepalive && keepalive != sock_flag(inner, SOCK_KEEPOPEN))
+		inner->sk_prot->keepalive(inner, keepalive);
+	sock_valbool_flag(inner, SOCK_KEEPOPEN, keepalive);
+	release_sock(inner);
+}
+
+/* What getsockopt shows for a socket that nobody has changed: TCP's own values. */
+static void ssa_inherit(struct sock *sk, struct sock *inner)
+{
+	sk->sk_sndbuf = inner->sk_sndbuf;
+	sk->sk_rcvbuf = inner->sk_rcvbuf;
+	sk->sk_reuse = inner->sk_reuse;
+	sk->sk_reuseport = inner->sk_reuseport;
+	sk->sk_bound_dev_if = inner->sk_bound_dev_if;
+	sk->sk_mark = READ_ONCE(inner->sk_mark);
+	sk->sk_priority = READ_ONCE(inner->sk_priority);
+	sk->sk_lingertime = inner->sk_lingertime;
+	sk->sk_rcvtimeo = inner->sk_rcvtimeo;
+	sk->sk_sndtimeo = inner->sk_sndtimeo;
+	sk->sk_rcvlowat = inner->sk_rcvlowat;
+	sock_valbool_flag(sk, SOCK_LINGER, sock_flag(inner, SOCK_LINGER));
+	sock_valbool_flag(sk, SOCK_KEEPOPEN, sock_flag(inner, SOCK_KEEPOPEN));
+	sk->sk_userlocks |= inner->sk_userlocks & (SOCK_SNDBUF_LOCK | SOCK_RCVBUF_LOCK);
+}
+
+static int ssa_announce(struct sock *sk)
+{
+	struct ssa_sock *s = ssa_sk(sk);
+	u16 family = sk->sk_family;
+	struct ssa_event *event;
+	int error;
+
+	event = ssa_event_new(sk, SSA_C_SOCKET_NOTIFY, SSA_CALLER_SIZE + nla_total_size(sizeof(family)));
+	if (IS_ERR(event))
+		return PTR_ERR(event);
+	ssa_event_add(event, SSA_A_FAMILY, &family, sizeof(family));
+	error = ssa_event_add_caller(event);
+	if (!error)
+		error = ssa_event_post(event);
+	ssa_event_put(event);
+	if (error)
+		return error;
+	s->closing = ssa_event_new(sk, SSA_C_CLOSE_NOTIFY, 0);
+	if (IS_ERR(s->closing)) {
+		error = PTR_ERR(s->closing);
+		s->closing = NULL;
+	}
+	return error;
+}
+
+/* Called by inet_create; on an error it calls ssa_destroy. */
+static int ssa_init_sock(struct sock *sk)
+{
+	struct ssa_sock *s = ssa_sk(sk);
+	struct socket *inner;
+	struct file *file;
+	int error;
+
+	ssa_fields(sk);
+	if (!s->session)
+		return -ENETDOWN;
+	error = ssa_user_get(s);
+	if (error)
+		return error;
+	ssa_graft(s, sk->sk_socket);
+	/* Not a kernel socket: it holds the namespace, and security modules and cgroups see the caller. */
+	error = __sock_create(sock_net(sk), sk->sk_family, SOCK_STREAM, IPPROTO_TCP, &inner, 0);
+	if (error)
+		return error;
+	file = sock_alloc_file(inner, 0, NULL);	/* releases inner on error */
+	if (IS_ERR(file))
+		return PTR_ERR(file);
+	s->inner_file = file;
+	s->inner = inner;
+	tcp_sock_set_nodelay(inner->sk);
+	ssa_inherit(sk, inner->sk);
+	error = xa_err(xa_store(&ssa_sockets, s->id, sk, GFP_KERNEL_ACCOUNT));
+	if (error)
+		return error;
+	return ssa_announce(sk);
+}
+
+static void ssa_drop_candidates(struct ssa_sock *s)
+{
+	while (s->candidate_count)
+		fput(s->candidates[--s->candidate_count]);
+	if (s->cred) {
+		put_cred(s->cred);
+		s->cred = NULL;
+	}
+}
+
+/* The last step of every socket, and the error path of inet_create. */
+static void ssa_destroy(struct sock *sk)
+{
+	struct ssa_sock *s = ssa_sk(sk);
+
+	xa_erase(&ssa_sockets, s->id);
+	if (s->relaying) {
+		remove_wait_queue(&s->data->wq.wait, &s->wake);
+		s->relaying = false;
+	}
+	ssa_drop_candidates(s);
+	if (s->data_file)
+		fput(s->data_file);
+	if (s->spare_file)
+		fput(s->spare_file);
+	if (s->inner_file)
+		fput(s->inner_file);
+	s->data_file = NULL;
+	s->spare_file = NULL;
+	s->inner_file = NULL;
+	ssa_event_put(s->closing);
+	s->closing = NULL;
+	ssa_user_put(s);
+}
+
+static void ssa_unhash(struct sock *sk)
+{
+}
+
+/* The one SOL_SOCKET option that the core tells a protocol about. */
+static void ssa_keepalive(struct sock *sk, int on)
+{
+	struct socket *inner = ssa_sk(sk)->inner;
+
+	if (!inner)
+		return;
+	lock_sock(inner->sk);
+	inner->sk->sk_prot->keepalive(inner->sk, on);
+	sock_valbool_flag(inner->sk, SOCK_KEEPOPEN, on);
+	release_sock(inner->sk);
+}
+
+static void ssa_close(struct sock *sk, long timeout)
+{
+	sk_common_release(sk);
+}
+
+/* An entry on the queue of the data socket: whoever it wakes, the program's queue is woken too. */
+static int ssa_wake(wait_queue_entry_t *entry, unsigned int mode, int sync, void *key)
+{
+	struct socket_wq *wq = READ_ONCE(container_of(entry, struct ssa_sock, wake)->wq);
+
+	if (!wq)
+		return 0;
+	if (wq_has_sleeper(&wq->wait)) {
+		if (key)
+			wake_up_interruptible_poll(&wq->wait, key_to_poll(key));
+		else
+			wake_up_interruptible_all(&wq->wait);
+	}
+	if (READ_ONCE(wq->fasync_list))
+		kill_fasync(&wq->fasync_list, SIGIO, key_to_poll(key) & EPOLLIN ? POLL_IN : POLL_OUT);
+	return 0;
+}
+
+/* From now on what happens at the data socket wakes the program.  Under lock_sock. */
+void ssa_relay_start(struct ssa_sock *s)
+{
+	init_waitqueue_func_entry(&s->wake, ssa_wake);
+	add_wait_queue(&s->data->wq.wait, &s->wake);
+	s->relaying = true;
+}
+
+/* An attempt has ended.  Under lock_sock. */
+void ssa_finish(struct sock *sk, int error)
+{
+	struct ssa_sock *s = ssa_sk(sk);
+
+	ssa_drop_candidates(s);
+	if (error) {
+		if (s->spare_file) {
+			fput(s->inner_file);
+			s->inner_file = s->spare_file;
+			s->inner = sock_from_file(s->inner_file);
+			s->spare_file = NULL;
+		}
+		s->reset = true;
+		sk->sk_state = TCP_CLOSE;
+		WRITE_ONCE(sk->sk_err, error);
+		ssa_set_state(s, SSA_NEW);
+		sk->sk_state_change(sk);
+		sk_error_report(sk);
+		return;
+	}
+	sk->sk_state = TCP_ESTABLISHED;
+	if (sk->sk_socket)
+		sk->sk_socket->state = SS_CONNECTED;
+	ssa_set_state(s, SSA_ESTABLISHED);
+	sk->sk_state_change(sk);
+	sk_wake_async(sk, SOCK_WAKE_IO, POLL_OUT);
+}
+
+/* The daemon is gone: attempts and listeners end.  Connections over kTLS go on; those of the relay end by themselves. */
+void ssa_daemon_gone(void)
+{
+	unsigned long id = 0;
+	struct sock *sk;
+
+	for (;; id++) {
+		xa_lock(&ssa_sockets);
+		sk = xa_find(&ssa_sockets, &id, ULONG_MAX, XA_PRESENT);
+		if (sk)
+			sock_hold(sk);
+		xa_unlock(&ssa_sockets);
+		if (!sk)
+			return;
+		lock_sock(sk);
+		if (ssa_sk(sk)->state == SSA_CONNECTING) {
+			ssa_finish(sk, ENETDOWN);
+		} else if (ssa_sk(sk)->state == SSA_LISTEN) {
+			ssa_set_state(ssa_sk(sk), SSA_DEAD);
+			WRITE_ONCE(sk->sk_err, ENETDOWN);
+			sk->sk_state_change(sk);
+			sk_error_report(sk);
+		}
+		release_sock(sk);
+		sock_put(sk);
+	}
+}
+
+/* The daemon may hold a descriptor of the inner socket for longer: give the port back now. */
+static void ssa_stop_inner(struct socket *inner)
+{
+	lock_sock(inner->sk);
+	inner->sk->sk_userlocks &= ~SOCK_BINDPORT_LOCK;
+	release_sock(inner->sk);
+	kernel_sock_shutdown(inner, SHUT_RDWR);
+}
+
+/* End a connection that no program has got. */
+void ssa_child_drop(struct sock *child)
+{
+	struct ssa_sock *s = ssa_sk(child);
+
+	lock_sock(child);
+	ssa_set_state(s, SSA_CLOSED);
+	child->sk_state = TCP_CLOSE;
+	release_sock(child);
+	if (s->closing)
+		ssa_event_post(s->closing);
+	sk_common_release(child);
+}
+
+/* The same for one that the daemon has not heard of. */
+void ssa_child_discard(struct sock *child)
+{
+	ssa_event_put(ssa_sk(child)->closing);
+	ssa_sk(child)->closing = NULL;
+	ssa_child_drop(child);
+}
+
+static int ssa_release(struct socket *sock)
+{
+	struct ssa_sock *s, *child, *next;
+	struct sock *sk = sock->sk;
+	enum ssa_state old;
+	LIST_HEAD(queue);
+
+	if (!sk)
+		return 0;
+	s = ssa_sk(sk);
+	lock_sock(sk);
+	old = s->state;
+	ssa_set_state(s, SSA_CLOSED);
+	sk->sk_state = TCP_CLOSE;	/* inet_sock_destruct expects it */
+	list_splice_init(&s->queue, &queue);
+	release_sock(sk);
+	xa_erase(&ssa_sockets, s->id);
+	list_for_each_entry_safe(child, next, &queue, link) {
+		list_del_init(&child->link);
+		ssa_child_drop((struct sock *)child);
+	}
+	ssa_carry_to(sk, s->inner->sk);
+	if (old == SSA_LISTEN || old == SSA_CONNECTING || old == SSA_DEAD)
+		ssa_stop_inner(s->inner);
+	if (old == SSA_ESTABLISHED && s->ktls)
+		ssa_close_notify(s);
+	if (s->session == ssa_session())
+		ssa_event_post(s->closing);
+	sock_orphan(sk);
+	sock->sk = NULL;
+	sk_common_release(sk);
+	return 0;
+}
+
+/* The address of a TCP socket as the daemon gets it; returns its size, or an error. */
+int ssa_address(struct socket *sock, bool peer, struct sockaddr_storage *address)
+{
+	memset(address, 0, sizeof(*address));
+	/* 2: the peer's, even if the connection is not complete. */
+	return READ_ONCE(sock->ops)->getname(sock, (struct sockaddr *)address, peer ? 2 : 0);
+}
+
+static int ssa_bind(struct socket *sock, struct sockaddr *address, int size)
+{
+	struct sock *sk = sock->sk;
+	struct ssa_sock *s = ssa_sk(sk);
+	int error = -EINVAL;
+
+	lock_sock(sk);
+	if (s->state == SSA_NEW) {
+		ssa_carry_to(sk, s->inner->sk);
+		error = READ_ONCE(s->inner->ops)->bind(s->inner, address, size);
+	}
+	release_sock(sk);
+	return error;
+}
+
+/* Whether the daemon that there is serves a socket; an errno if not. */
+static int ssa_served(const struct ssa_sock *s)
+{
+	if (s->session != ssa_session() || s->state == SSA_DEAD)
+		return -ENETDOWN;
+	return READ_ONCE(s->refused);
+}
+
+/*
+ * Wait for the end of an attempt that runs.  Under lock_sock, which is given up meanwhile.
+ */
+int ssa_await(struct socket *sock, bool nonblock)
+{
+	struct sock *sk = sock->sk;
+	struct ssa_sock *s = ssa_sk(sk);
+	long timeout = sock_sndtimeo(sk, nonblock);
+	long left;
+
+	if (!timeout)
+		return -EINPROGRESS;
+	release_sock(sk);
+	left = wait_event_interruptible_timeout(*sk_sleep(sk), ssa_state(s) != SSA_CONNECTING, timeout);
+	lock_sock(sk);
+	if (s->state == SSA_CONNECTING)
+		return left < 0 ? sock_intr_errno(timeout) : -EINPROGRESS;
+	if (s->state == SSA_ESTABLISHED)
+		return 0;
+	sock->state = SS_UNCONNECTED;
+	return sock_error(sk) ?: -ECONNABORTED;
+}
+
+/* Announce an attempt.  Under lock_sock. */
+static int ssa_announce_connect(struct sock *sk, const void *address, int size, bool named, bool nonblock)
+{
+	struct ssa_sock *s = ssa_sk(sk);
+	struct sockaddr_storage local;
+	struct ssa_event *event;
+	u8 blocking = !nonblock;
+	int error, got;
+
+	event = ssa_event_new(sk, SSA_C_CONNECT_NOTIFY, SSA_ADDRESS_SIZE + 16);
+	if (IS_ERR(event))
+		return PTR_ERR(event);
+	ssa_event_add(event, SSA_A_BLOCKING, &blocking, sizeof(blocking));
+	ssa_event_add(event, SSA_A_SOCKADDR_REMOTE, address, size);
+	if (!named) {
+		got = ssa_address(s->inner, false, &local);
+		if (got > 0)
+			ssa_event_add(event, SSA_A_SOCKADDR_EXTERNAL, &local, got);
+	}
+	error = ssa_event_post(event);
+	ssa_event_put(event);
+	return error;
+}
+
+static int ssa_connect_start(struct socket *sock, struct sockaddr *address, int size, int flags)
+{
+	bool nonblock = flags & O_NONBLOCK;
+	struct sock *sk = sock->sk;
+	struct ssa_sock *s = ssa_sk(sk);
+	bool named;
+	int error;
+
+	if (size < (int)sizeof(address->sa_family))
+		return -EINVAL;
+	error = ssa_served(s);
+	if (error)
+		return error;
+	error = sock_error(sk);		/* of a non-blocking attempt that nobody has asked about */
+	if (error)
+		return error;
+	if (s->reset) {
+		struct sockaddr unspecified = { .sa_family = AF_UNSPEC };
+
+		READ_ONCE(s->inner->ops)->connect(s->inner, &unspecified, sizeof(unspecified), O_NONBLOCK);
+		s->reset = false;
+	}
+	named = address->sa_family == AF_HOSTNAME;
+	if (named) {
+		const struct sockaddr_host *host = (const struct sockaddr_host *)address;
+
+		if (size < (int)sizeof(*host) && !memchr(host->sh_addr.name, 0, size - 4))
+			return -EINVAL;
+		s->cred = get_current_cred();
+	} else {
+		ssa_carry_to(sk, s->inner->sk);
+		error = READ_ONCE(s->inner->ops)->connect(s->inner, address, size, flags | O_NONBLOCK);
+		if (error && error != -EINPROGRESS)
+			return error;
+	}
+	sk->sk_state = TCP_SYN_SENT;
+	sock->state = SS_CONNECTING;
+	ssa_set_state(s, SSA_CONNECTING);
+	error = ssa_announce_connect(sk, address, size, named, nonblock);
+	if (error) {
+		ssa_finish(sk, -error);
+		sock->state = SS_UNCONNECTED;
+		return sock_error(sk) ?: error;
+	}
+	return ssa_await(sock, nonblock);
+}
+
+static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, int flags)
+{
+	struct sock *sk = sock->sk;
+	struct ssa_sock *s = ssa_sk(sk);
+	int error;
+
+	lock_sock(sk);
+	switch (s->state) {
+	case SSA_NEW:
+		if (size >= (int)sizeof(address->sa_family) && address->sa_family == AF_UNSPEC) {
+			sock_error(sk);
+			sock->state = SS_UNCONNECTED;
+			error = 0;
+		} else {
+			error = ssa_connect_start(sock, address, size, flags);
+		}
+		break;
+	case SSA_CONNECTING:
+		if (address->sa_family == AF_UNSPEC)
+			error = -EOPNOTSUPP;
+		else if (flags & O_NONBLOCK)
+			error = -EALREADY;
+		else	/* the restart of one that a signal has interrupted */
+			error = ssa_await(sock, false);
+		if (error == -EINPROGRESS && !(flags & O_NONBLOCK))
+			error = -EALREADY;
+		break;
+	case SSA_ESTABLISHED:
+		if (size >= (int)sizeof(address->sa_family) && address->sa_family == AF_UNSPEC) {
+			error = -EOPNOTSUPP;
+		} else if (sock->state == SS_CONNECTING) {
+			sock->state = SS_CONNECTED;	/* as TCP: the first one after the end of an attempt */
+			error = 0;
+		} else {
+			error = -EISCONN;
+		}
+		break;
+	case SSA_LISTEN:
+		error = -EISCONN;
+		break;
+	default:
+		error = -ENETDOWN;
+	}
+	release_sock(sk);
+	return error;
+}
+
+static int ssa_listen(struct socket *sock, int backlog)
+{
+	struct sock *sk = sock->sk;
+	struct ssa_sock *s = ssa_sk(sk);
+	struct sockaddr_storage local;
+	struct ssa_event *event;
+	u32 wanted;
+	int error, size;
+
+	lock_sock(sk);
+	error = -EINVAL;
+	if (s->state != SSA_NEW && s->state != SSA_LISTEN)
+		goto unlock;
+	error = ssa_served(s);
+	if (error)
+		goto unlock;
+	wanted = min_t(unsigned int, backlog, READ_ONCE(sock_net(sk)->core.sysctl_somaxconn));
+	ssa_carry_to(sk, s->inner->sk);
+	size = ssa_address(s->inner, false, &local);
+	error = size;
+	if (size < 0)
+		goto unlock;
+	event = ssa_event_new(sk, SSA_C_LISTEN_NOTIFY, SSA_ADDRESS_SIZE + 16);
+	error = PTR_ERR_OR_ZERO(event);
+	if (error)
+		goto unlock;
+	ssa_event_add(event, SSA_A_BACKLOG, &wanted, sizeof(wanted));
+	ssa_event_add(event, SSA_A_SOCKADDR_EXTERNAL, &local, size);
+	s->backlog = wanted;
+	/* Listens before it is asked for: the daemon's refusal ends it again. */
+	error = READ_ONCE(s->inner->ops)->listen(s->inner, backlog);
+	if (!error) {
+		enum ssa_state old = s->state;
+
+		sk->sk_max_ack_backlog = wanted;
+		sk->sk_state = TCP_LISTEN;
+		ssa_set_state(s, SSA_LISTEN);
+		error = ssa_event_post(event);
+		release_sock(sk);
+		if (!error)
+			error = ssa_event_wait(event);
+		lock_sock(sk);
+		if (error && error != -ERESTARTSYS && old == SSA_NEW && s->state == SSA_LISTEN) {
+			sk->sk_state = TCP_CLOSE;
+			ssa_set_state(s, SSA_NEW);
+			kernel_sock_shutdown(s->inner, SHUT_RDWR);
+		}
+	}
+	ssa_event_put(event);
+unlock:
+	release_sock(sk);
+	return error;
+}
+
+/* A connection whose handshake has ended, not yet in a program.  Takes its own references of the files. */
+struct sock *ssa_child_new(struct sock *listener, struct file *tcp, struct file *data, bool ktls)
+{
+	struct ssa_sock *parent = ssa_sk(listener);
+	struct ssa_sock *s;
+	struct sock *sk;
+	int error;
+
+	sk = sk_alloc(sock_net(listener), listener->sk_family, GFP_KERNEL, listener->sk_prot, 0);
+	if (!sk)
+		return ERR_PTR(-ENOMEM);
+	sock_init_data(NULL, sk);
+	sk->sk_protocol = IPPROTO_TLS;
+	sk->sk_destruct = inet_sock_destruct;
+	sk->sk_type = SOCK_STREAM;
+	sk->sk_backlog_rcv = listener->sk_prot->backlog_rcv;
+#if IS_ENABLED(CONFIG_IPV6)
+	if (sk->sk_family == AF_INET6)
+		inet_sk(sk)->pinet6 = &((struct ssa6_sock *)sk)->np;
+#endif
+	ssa_fields(sk);
+	s = ssa_sk(sk);
+	s->inner_file = get_file(tcp);
+	s->inner = sock_from_file(tcp);
+	s->data_file = get_file(data);
+	s->data = sock_from_file(data);
+	s->ktls = ktls;
+	ssa_inherit(sk, s->inner->sk);
+	sk->sk_rcvtimeo = listener->sk_rcvtimeo;
+	sk->sk_sndtimeo = listener->sk_sndtimeo;
+	sk->sk_rcvlowat = listener->sk_rcvlowat;
+	sk->sk_state = TCP_ESTABLISHED;
+	ssa_set_state(s, SSA_ESTABLISHED);
+	/* It counts for the user of the listener. */
+	error = ssa_user_share(s, parent);
+	if (!error) {
+		s->closing = ssa_event_new(sk, SSA_C_CLOSE_NOTIFY, 0);
+		if (IS_ERR(s->closing)) {
+			error = PTR_ERR(s->closing);
+			s->closing = NULL;
+		}
+	}
+	if (!error)
+		error = xa_err(xa_store(&ssa_sockets, s->id, sk, GFP_KERNEL));
+	if (error) {
+		ssa_child_discard(sk);
+		return ERR_PTR(error);
+	}
+	return sk;
+}
+
+/* Wait for a connection in the queue.  Under lock_sock, which is given up meanwhile. */
+static struct ssa_sock *ssa_queue_wait(struct sock *sk, int flags, int *error)
+{
+	struct ssa_sock *s = ssa_sk(sk), *child;
+	long timeout = sock_rcvtimeo(sk, flags & O_NONBLOCK);
+	DEFINE_WAIT(wait);
+
+	for (;;) {
+		*error = s->state == SSA_DEAD ? -ENETDOWN : -EINVAL;
+		if (s->state != SSA_LISTEN)
+			return NULL;
+		child = list_first_entry_or_null(&s->queue, struct ssa_sock, link);
+		if (child) {
+			list_del_init(&child->link);
+			s->queued--;
+			*error = 0;
+			return child;
+		}
+		*error = -EAGAIN;
+		if (!timeout)
+			return NULL;
+		*error = sock_intr_errno(timeout);
+		if (signal_pending(current))
+			return NULL;
+		prepare_to_wait_exclusive(sk_sleep(sk), &wait, TASK_INTERRUPTIBLE);
+		release_sock(sk);
+		timeout = schedule_timeout(timeout);
+		lock_sock(sk);
+		finish_wait(sk_sleep(sk), &wait);
+	}
+}
+
+static SSA_ACCEPT(ssa_accept)
+{
+	struct sock *sk = sock->sk;
+	struct ssa_sock *child;
+	struct ssa_event *event;
+	int error;
+
+	lock_sock(sk);
+	child = ssa_queue_wait(sk, SSA_ACCEPT_FLAGS, &error);
+	if (child) {
+		struct sock *new = (struct sock *)child;
+
+		lock_sock_nested(new, SINGLE_DEPTH_NESTING);
+		ssa_graft(child, newsock);
+		sock_graft(new, newsock);
+		ssa_relay_start(child);
+		newsock->state = SS_CONNECTED;
+		release_sock(new);
+	}
+	release_sock(sk);
+	if (error)
+		return error;
+	event = ssa_event_new((struct sock *)child, SSA_C_ACCEPT_NOTIFY, SSA_CALLER_SIZE);
+	if (!IS_ERR(event)) {
+		if (!ssa_event_add_caller(event))
+			ssa_event_post(event);
+		ssa_event_put(event);
+	}
+	return 0;
+}
+
+static int ssa_getname(struct socket *sock, struct sockaddr *address, int peer)
+{
+	struct socket *inner = ssa_sk(sock->sk)->inner;
+
+	if (peer == 1 && ssa_state(ssa_sk(sock->sk)) != SSA_ESTABLISHED)
+		return -ENOTCONN;
+	return READ_ONCE(inner->ops)->getname(inner, address, peer ? 2 : 0);
+}
+
+#define SSA_OPS(name, ops_family)			\
+static const struct proto_ops name = {			\
+	.family = ops_family,				\
+	.owner = THIS_MODULE,				\
+	.release = ssa_release,				\
+	.bind = ssa_bind,				\
+	.connect = ssa_connect,				\
+	.socketpair = sock_no_socketpair,		\
+	.accept = ssa_accept,				\
+	.getname = ssa_getname,				\
+	.poll = ssa_poll,				\
+	.ioctl = ssa_ioctl,				\
+	.listen = ssa_listen,				\
+	.shutdown = ssa_shutdown,			\
+	.setsockopt = ssa_setsockopt,			\
+	.getsockopt = ssa_getsockopt,			\
+	.sendmsg = ssa_sendmsg,				\
+	.recvmsg = ssa_recvmsg,				\
+	.mmap = sock_no_mmap,				\
+	SSA_SENDPAGE					\
+}
+
+#define SSA_PROTO(symbol, text, type, offset)		\
+struct proto symbol = {					\
+	.name = text,					\
+	.owner = THIS_MODULE,				\
+	.obj_size = sizeof(type),			\
+	.init = ssa_init_sock,				\
+	.destroy = ssa_destroy,				\
+	.unhash = ssa_unhash,				\
+	.keepalive = ssa_keepalive,			\
+	.close = ssa_close,				\
+	offset						\
+}
+
+SSA_OPS(ssa_ops, PF_INET);
+SSA_PROTO(ssa_prot, "SSA", struct ssa_sock,);
+
+struct inet_protosw ssa_protosw = {
+	.type = SOCK_STREAM,
+	.protocol = IPPROTO_TLS,
+	.prot = &ssa_prot,
+	.ops = &ssa_ops,
+};
+
+#if IS_ENABLED(CONFIG_IPV6)
+SSA_OPS(ssa6_ops, PF_INET6);
+SSA_PROTO(ssa6_prot, "SSAv6", struct ssa6_sock, SSA_IPV6_OFFSET);
+
+struct inet_protosw ssa6_protosw = {
+	.type = SOCK_STREAM,
+	.protocol = IPPROTO_TLS,
+	.prot = &ssa6_prot,
+	.ops = &ssa6_ops,
+};
+#endif
