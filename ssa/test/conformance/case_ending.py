@@ -248,6 +248,33 @@ class _Ending(PairCase):
         closing.result()
         self.assertLess(time.monotonic() - begun, 4)
 
+    def test_lingerExpires(self) -> None:
+        """SO_LINGER with a peer that does not read: close waits for its time and no longer."""
+        sock, _ = self.pair()
+        sock.setblocking(False)
+        with self.assertRaises(BlockingIOError):
+            while True:
+                sock.send(bytes(1 << 18))
+                if not select.select([], [sock], [], 0.3)[1]:
+                    sock.send(b"x")
+        sock.setblocking(True)
+        _linger(sock, 1)
+        begun = time.monotonic()
+        sock.close()
+        self.assertTrue(0.9 < time.monotonic() - begun < 3, f"{time.monotonic() - begun:.2f} s")
+
+    def test_lingerZeroWithData(self) -> None:
+        """SO_LINGER of zero seconds throws away what has not been sent, and the peer knows that something is missing."""
+        sock, peer = self.pair()
+        sock.setblocking(False)
+        with self.assertRaises(BlockingIOError):
+            while True:
+                sock.send(bytes(1 << 18))
+        _linger(sock, 0)
+        sock.close()
+        with self.assertRaises((SSL.SysCallError, ConnectionResetError)):
+            peer.rest()
+
     def test_peerGone(self) -> None:
         """Sending to a peer that has gone: EPIPE or ECONNRESET before long."""
         sock, peer = self.pair()
