@@ -5,11 +5,12 @@ What every part of the supervisor needs: the notifications, the table of sockets
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from errno import EFAULT, EINVAL, EIO, ENETDOWN, ETIMEDOUT
 from typing import Any
 
@@ -74,6 +75,8 @@ class Core:
         self._ownNetwork = os.stat("/proc/self/ns/net").st_ino
         self._homes: dict[int, Home] = {}
         self.networkAdded: Callable[[IPrivateNetwork], None] = lambda network: None
+        self._served: Notification | None = None
+        self._copy: socket.socket | None = None
 
     # Answers to programs.  A call that was interrupted needs none.
 
@@ -83,6 +86,7 @@ class Core:
 
         @return: whether somebody waited for it.
         """
+        self._letGo(call)
         try:
             self.listener.succeed(call, value)
         except Gone:
@@ -95,11 +99,32 @@ class Core:
 
         @return: whether somebody waited for it.
         """
+        self._letGo(call)
         try:
             self.listener.fail(call, error)
         except Gone:
             return False
         return True
+
+    @contextlib.contextmanager
+    def serving(self, call: Notification, sock: socket.socket) -> Iterator[None]:
+        """
+        Have a copy of the program's socket for as long as its call is served, and close it just before the answer.
+
+        The program may close its own descriptor at once.  Were ours the last one, then SO_LINGER would keep the supervisor
+        waiting in close(2), and not the program.
+        """
+        before = self._served, self._copy
+        self._served, self._copy = call, sock
+        try:
+            yield
+        finally:
+            self._served, self._copy = before
+            sock.close()
+
+    def _letGo(self, call: Notification) -> None:
+        if call is self._served and self._copy is not None:
+            self._copy.close()
 
     def proceed(self, call: Notification) -> None:
         """Let the kernel do a call that is none of ours."""

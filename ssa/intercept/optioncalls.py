@@ -121,10 +121,11 @@ class OptionCalls:
             event = SetsockoptNotify(core.nextEvent(), endpoint.id, level, name, value)
 
             def answered(error: int, _: bytes) -> None:
-                with copy:
-                    if error:
-                        core.fail(call, error)
-                    else:
+                if error:
+                    copy.close()
+                    core.fail(call, error)
+                else:
+                    with core.serving(call, copy):
                         self._setHere(call, endpoint, [copy], level, name, value)
 
             core.ask(event, answered)

@@ -142,7 +142,10 @@ class Supervisor:
             self._core.fail(call, error.errno or EIO)
         except Exception:
             self._core.log.failure("a call could not be served: {call}", call=call)
-            self._core.fail(call, EIO)
+            try:
+                self._core.fail(call, EIO)
+            except OSError as error:  # the answer had been given, or the call has a descriptor already
+                self._core.log.error("a call could not be ended: {error}", error=error)
 
     def _serve(self, call: Notification) -> None:
         core = self._core
@@ -159,7 +162,7 @@ class Supervisor:
             core.proceed(call)
             return
         endpoint, sock = found
-        with sock:
+        with core.serving(call, sock):
             self._calls[call.number](call, endpoint, sock)
 
     def _socket(self, call: Notification) -> None:
