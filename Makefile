@@ -61,7 +61,7 @@ test: $(STAMP)
 	$(RUN)/trial --temp-directory=build/trial $(TRIAL_ARGUMENTS) $(TESTS)
 
 test-noninterference: $(STAMP)
-	$(RUN)/python -m ssa.test.noninterference
+	$(RUN)/python -m ssa.test.noninterference --parallel $(MODULES)
 
 bench: $(STAMP)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -269,7 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         enterPrivateNetwork()
         os.execvp(words[1], words[1:])
     parser = argparse.ArgumentParser(prog="python -m ssa.test.noninterference", description=(__doc__ or "").strip())
-    parser.add_argument("--python", default=sys.executable, help="the interpreter whose tests are run (default: this one)")
+    python = os.environ.get("NONINTERFERENCE_PYTHON") or sys.executable
+    parser.add_argument("--python", default=python, help="the interpreter whose tests are run (default: this one)")
     parser.add_argument("--way", default="auto", help="as for ssa run")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
     parser.add_argument("--parallel", action="store_true", help="both sides at a time: faster, more tests are flaky")
