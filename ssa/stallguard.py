@@ -127,31 +127,36 @@ class StallGuard:
 
     def _run(self) -> None:
         seen: deque[int | None] = deque(maxlen=_WINDOW)
+        held = 0
         while not self._over.wait(_QUICK_TICK if self._guilty else self._tick):
             try:
-                uid = self._look()
+                uid, state = self._look()
             except (OSError, ValueError) as error:
                 self._log.error("the stall guard cannot look at its process, and ends: {error}", error=error)
                 return
+            # An uninterruptible sleep is the kernel's business: memory that is read in, a lock.  None of it can be ended.
+            held = held + 1 if state == "D" else 0
+            if held == _WINDOW:
+                self._log.error("the daemon is held up in the kernel over a socket of user {uid}", uid=uid)
+            if state != "S":
+                uid = None
             if uid is not None and (uid in seen or uid in self._guilty):
                 self._end(uid)
             seen.append(uid)
 
-    def _look(self) -> int | None:
+    def _look(self) -> tuple[int | None, str]:
         """
-        Find out whose socket the reactor's thread waits for.
+        Find out whose socket the reactor's thread waits for, and how.
 
-        @return: the user id, or C{None}: it does not wait.
+        @return: the user id, or C{None}: it does not wait; the state of the thread as in proc(5), "" if it does not wait.
         @raise OSError: the kernel does not tell.
         """
         with open(f"{self._task}/syscall", encoding="ascii") as file:
             uid = self._culprit(file.read().split())
         if uid is None:
-            return None
-        # An uninterruptible sleep is the kernel's business: memory that is read in, a lock.  None of it can be ended.
+            return None, ""
         with open(f"{self._task}/stat", encoding="utf-8", errors="replace") as file:
-            state = file.read().rpartition(")")[2].split()[0]
-        return uid if state == "S" else None
+            return uid, file.read().rpartition(")")[2].split()[0]
 
     def _culprit(self, call: list[str]) -> int | None:
         """

@@ -41,7 +41,7 @@ class Limits:
     @ivar maxHandshakesPerProgram: handshakes in flight of one process.
     @ivar maxPendingEvents: events of one interceptor that wait for an answer.
     @ivar maxInterceptors: supervisors connected to the daemon's socket at one time.
-    @ivar maxAcceptQueue: finished connections of one listener that the program has not accepted.
+    @ivar maxAcceptQueue: connections of one listener between accept(2) of the daemon and the program's queue.
     @ivar maxRelayBuffers: buffers of 256 KiB that all relays may hold at one time.
     @ivar maxRelayBuffersPerUser: the same, for the relays of one user; root is bound by C{maxRelayBuffers} only.
     @ivar maxAddresses: addresses of one name that connect tries.

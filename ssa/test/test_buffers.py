@@ -6,7 +6,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from ssa.buffers import RECORD_SIZE, Buffer, BufferPool
+from ssa.buffers import MOST_IDLE, RECORD_SIZE, Buffer, BufferPool
 
 
 class BufferPoolTests(TestCase):
@@ -34,6 +34,47 @@ class BufferPoolTests(TestCase):
         self.assertIsNone(self.take())
         self.assertEqual((self.pool.lent, self.pool.reserveLent, self.pool.waiting), (2, 1, 1))
         self.assertEqual(self.pool.bytesHeld, 9 * RECORD_SIZE)
+
+    def test_share(self) -> None:
+        """One user has at most its share of the large buffers, then small ones; root is not bound."""
+        self.pool.setLimits(3, 8, 1)
+        sizes = [buffer.size for buffer in (self.pool.take(lambda: None, user) for user in (7, 7, 8, 0)) if buffer]
+        self.assertEqual(sizes, [4 * RECORD_SIZE, RECORD_SIZE, 4 * RECORD_SIZE, 4 * RECORD_SIZE])
+
+    def test_shareComesBack(self) -> None:
+        """Who waits only because of its share gets its turn when its own buffer is back, and no turns in vain before."""
+        self.pool.setLimits(3, 0, 1)
+        first = self.pool.take(lambda: None, 7)
+        assert first is not None
+        self.assertIsNone(self.pool.take(lambda: self.turns.append("second"), 7))
+        self.pool.forget(lambda: None)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.pool.release(first)
+        self.clock.advance(0)
+        self.assertEqual(self.turns, ["second"])
+
+    def test_smaller(self) -> None:
+        """Smaller bounds take effect as buffers come back; larger ones wake who waits."""
+        buffers = self.takeAll()
+        self.pool.setLimits(1, 0)
+        self.assertIsNone(self.take("waiting"))
+        self.pool.release(buffers[0])
+        self.pool.release(buffers[2])
+        self.clock.advance(0)
+        self.assertEqual((self.turns, self.pool.bytesHeld), ([], 4 * RECORD_SIZE))
+        self.pool.setLimits(2, 0)
+        self.clock.advance(0)
+        self.assertEqual(self.turns, ["waiting"])
+        for arguments in ((0, 0), (1, -1), (1, 0, 0)):
+            self.assertRaises(ValueError, self.pool.setLimits, *arguments)
+
+    def test_fewIdle(self) -> None:
+        """After a rush most of the memory is given back."""
+        self.pool.setLimits(3 * MOST_IDLE, 0)
+        for buffer in [self.take() for _ in range(2 * MOST_IDLE)]:
+            assert buffer is not None
+            self.pool.release(buffer)
+        self.assertEqual(self.pool.bytesHeld, MOST_IDLE * 4 * RECORD_SIZE)
 
     def test_reuse(self) -> None:
         first = self.take()

@@ -1257,6 +1257,36 @@ class PortTests(SynchronousTestCase):
             self.connect()
         self.assertEqual(len(self.port.ends), 1)
 
+    def test_lockedOut(self) -> None:
+        """Every link of a user is ended, and no new one accepted for a while; others are not concerned."""
+        self.port.startListening()
+
+        def hostile() -> socket.socket:
+            with mock.patch("ssa.protocol.port.peerCredentials", return_value=(1, 1000)), mock.patch(
+                "ssa.protocol.daemon.peerCredentials", return_value=(1, 1000)
+            ):
+                return self.connect()
+
+        other, first = self.connect(), hostile()
+        first.recv(1000)
+        self.port.ban(1000, 60)
+        self.reactor.settle()
+        self.assertEqual(first.recv(100), b"")
+        self.assertEqual(hostile().recv(100), b"")
+        self.assertEqual(len(self.port.ends), 1)
+        self.assertNotEqual(other.recv(1000), b"")
+        self.reactor.advance(61)
+        self.assertNotEqual(hostile().recv(1000), b"")
+
+    def test_setLimits(self) -> None:
+        """New bounds count for links that live, and for those that come."""
+        self.port.startListening()
+        self.connect()
+        limits = LinkLimits(maximumSockets=7)
+        self.port.setLimits(1, limits, 1)
+        self.assertEqual([end.limits for end in self.port.ends], [limits])
+        self.assertEqual(self.connect().recv(100), b"")
+
     def test_stopEndsLinks(self) -> None:
         """Stopping ends every link."""
         self.port.startListening()
