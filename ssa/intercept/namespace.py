@@ -40,6 +40,8 @@ _NLMSG_DONE = 3
 _SYN_SENT = 2
 DESTROY_GROUPS = 0b101  # SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY
 _SO_COOKIE = 57
+_SO_RCVBUFFORCE = 33
+_NOTICES = 16 << 20  # bytes: as much as 10,000 sockets need that end at once
 _TCP_REPAIR = 19
 _IP_BIND_ADDRESS_NO_PORT = 24
 _REPAIR_OFF_NO_WP = -1
@@ -58,6 +60,9 @@ _SETTINGS = {
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 """What connect(2) takes the wildcard addresses for."""
+
+_RUNG_AT = {"0.0.0.0": "192.0.2.1", "::": "2001:db8::1"}  # noqa: S104
+"""Where a listener of every address is rung: documentation (RFC 5737, RFC 3849), so that nobody listens there alone."""
 
 UNBOUND = {socket.AF_INET: ("0.0.0.0", 0), socket.AF_INET6: ("::", 0)}  # noqa: S104
 """What getsockname(2) tells of a socket without an address."""
@@ -114,6 +119,17 @@ def _set(name: str, value: str) -> None:
         pass
 
 
+def listenForDestroyed() -> socket.socket:
+    """A socket that tells of each TCP socket of this thread's network namespace that is no more (sock_diag(7))."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _NOTICES)
+    except PermissionError:  # an ordinary user gets what the machine's limit allows
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NOTICES)
+    sock.bind((0, DESTROY_GROUPS))
+    return sock
+
+
 class _Space:
     """One private network namespace, inside the helper."""
 
@@ -123,9 +139,8 @@ class _Space:
         _makeEverythingLocal()
         for name, value in _SETTINGS.items():
             _set(name, value)
-        self.destroyed = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
-        self.destroyed.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self.destroyed.bind((0, DESTROY_GROUPS))
+        self.destroyed = listenForDestroyed()
+        self.asked = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
         self.diagnosis = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
         self.ports = os.open("/proc/sys/net/ipv4/ip_local_port_range", os.O_WRONLY | os.O_CLOEXEC)
 
@@ -208,8 +223,7 @@ class NamespaceHelper:
                 break
             finally:
                 for sock in sockets + given:
-                    if all(sock not in (f.destroyed, b.destroyed) for f, b in self._networks):
-                        sock.close()
+                    sock.close()
         for spaces in self._networks:
             for space in spaces:
                 self._enter(space)
@@ -221,12 +235,15 @@ class NamespaceHelper:
             self._here = space
 
     def request_open(self, sockets: list[socket.socket]) -> tuple[int, list[socket.socket]]:
-        """Make a front and a back; reply with their number and the sockets that tell of destroyed sockets."""
-        front = _Space()
-        back = _Space()
+        """
+        Make a front and a back.
+
+        @return: their number; the sockets that tell of destroyed sockets, and two that can be asked for living ones.
+        """
+        front, back = _Space(), _Space()
         self._here = back
         self._networks.append((front, back))
-        return len(self._networks) - 1, [front.destroyed, back.destroyed]
+        return len(self._networks) - 1, [front.destroyed, back.destroyed, front.asked, back.asked]
 
     def request_socket(
         self, sockets: list[socket.socket], network: int, back: bool, family: int
@@ -353,12 +370,12 @@ class NamespaceHelper:
         """
         Make a connection wait at a program's listener, so that it becomes readable.
 
-        @return: the port of our end, by which L{accept} knows it.
+        @return: the port of our end, by which C{accept} knows it.
         """
         space = self._networks[network][0]
         self._enter(space)
         family, address = plainAddress(tuple(listener))
-        host = WILDCARDS.get(address[0], address[0])
+        host = _RUNG_AT.get(address[0], address[0])
         sock = self._peer(family, ("127.0.0.1" if family == socket.AF_INET else "::1", port))
         try:
             connectAtOnce(sock, (host, *address[1:]))
@@ -397,14 +414,6 @@ class NamespaceHelper:
                 one.close()
             raise
         return None, made
-
-    def request_living(self, sockets: list[socket.socket], network: int) -> tuple[list[int], list[socket.socket]]:
-        """The cookies of all TCP sockets in a front and its back."""
-        found = []
-        for space in self._networks[network]:
-            self._enter(space)
-            found += [cookie for cookie, _, _, _ in dumpSockets(space.diagnosis, 0xFFFFFFFF)]
-        return found, []
 
     def _abandon(self, space: _Space) -> None:
         """End every attempt that still waits."""
