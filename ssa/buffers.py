@@ -135,7 +135,8 @@ class BufferPool:
     def _lend(self, user: int) -> Buffer | None:
         if self._mayHaveLarge(user):
             self.lent += 1
-            self._ofUser[user] += 1
+            if user != ROOT:
+                self._ofUser[user] += 1
             buffer = self._free.pop() if self._free else Buffer(self._size)
             buffer.user = user
             return buffer
@@ -150,11 +151,11 @@ class BufferPool:
             self.reserveLent -= 1
         else:
             self.lent -= 1
-            self._ofUser[buffer.user] -= 1
-            if not self._ofUser[buffer.user]:
-                del self._ofUser[buffer.user]
+            if buffer.user != ROOT:
+                self._ofUser[buffer.user] -= 1
             self._free.append(buffer)
-            self._trim()
+            if len(self._free) > MOST_IDLE or self.lent + len(self._free) > self._limit:
+                self._trim()
         self._wakeWaiting()
 
     def _trim(self) -> None:

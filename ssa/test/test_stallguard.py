@@ -58,6 +58,19 @@ class GuardTests(SynchronousTestCase):
         """IReactorFromThreads."""
         self.calls.append((call, uid))
 
+    def logged(self) -> list[str]:
+        """What the guard logs from now on."""
+        lines: list[str] = []
+
+        class Log:
+            """Only errors."""
+
+            def error(self, format: str, **values: object) -> None:
+                lines.append(format.format(**values))
+
+        self.patch(self.guard, "_log", Log())
+        return lines
+
     def pair(self, uid: int = USER) -> tuple[socket.socket, socket.socket]:
         ours, theirs = tcpPair()
         for sock in (ours, theirs):
@@ -163,6 +176,30 @@ class GuardTests(SynchronousTestCase):
         for one, two in ((other, peer), (mine, yours)):
             one.send(b"still here")
             self.assertEqual(b"still here", two.recv(100))
+
+    def test_uninterruptible(self) -> None:
+        """What cannot be ended is logged once, with the user, and nobody is shut down for it."""
+        errors = self.logged()
+        self.patch(self.guard, "_look", lambda: (USER, "D"))
+        ours, theirs = self.pair()
+        end = time.monotonic() + 5
+        while not errors and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(0.1)
+        self.assertEqual([f"the daemon is held up in the kernel over a socket of user {USER}"], errors)
+        theirs.send(b"open")
+        self.assertEqual(([], b"open"), (self.calls, ours.recv(100)))
+
+    def test_blind(self) -> None:
+        """A kernel that does not tell is logged, and the guard ends."""
+        errors = self.logged()
+        self.pair()
+        self.guard._task = "/nonexistent"
+        thread = self.guard._thread
+        assert thread is not None
+        thread.join(5)
+        self.assertFalse(thread.is_alive())
+        self.assertEqual(1, len(errors))
 
     def test_workIsNoStall(self) -> None:
         """A thread that computes, or sleeps elsewhere, is nobody's fault."""
