@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EACCES, EFBIG, EINVAL, EISDIR, EXDEV
+from functools import lru_cache
 
 from ssa.intercept import linux
 
@@ -24,6 +25,13 @@ MAXIMUM_FILE = 1 << 20
 
 MAXIMUM_ENTRIES = 4096
 """The most entries of a directory that an option may name."""
+
+_SELVES = (  # what these mean depends on who asks (proc(5)), and here it is not the program
+    (b"/proc/self/", b"/proc/%d/"),
+    (b"/proc/thread-self/", b"/proc/%d/"),
+    (b"/dev/fd/", b"/proc/%d/fd/"),
+    (b"/dev/stdin", b"/proc/%d/fd/0"),
+)
 
 _CA_ENDINGS = (b".pem", b".crt", b".cer", b".0")
 
@@ -37,10 +45,24 @@ def namespaceOf(pid: int, kind: str) -> int:
     return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
 
 
+def _readSmall(path: str) -> bytes:
+    """What a file of proc(5) of a few KiB holds."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 1 << 20)
+    finally:
+        os.close(fd)
+
+
+@lru_cache(maxsize=1)
+def _ownUserNamespace() -> int:
+    return namespaceOf(os.getpid(), "user")
+
+
 @dataclass(frozen=True)
-class Caller:
+class Credentials:
     """
-    The process behind a call, as the events describe it.
+    What the thread behind a call may do.
 
     @ivar thread: the thread that called.
     @ivar pid: its process.
@@ -48,12 +70,6 @@ class Caller:
     @ivar gid: its effective group id.
     @ivar groups: its supplementary groups.
     @ivar capabilities: its effective capabilities, as a mask; those over a user namespace of its own do not count.
-    @ivar comm: the name of the thread.
-    @ivar executable: the path of the program.
-    @ivar executableDevice: C{st_dev} of the program.
-    @ivar executableInode: C{st_ino} of the program.
-    @ivar mountNamespace: inode number.
-    @ivar networkNamespace: inode number.
     """
 
     thread: int
@@ -62,6 +78,44 @@ class Caller:
     gid: int
     groups: tuple[int, ...]
     capabilities: int
+
+    @classmethod
+    def of(cls, thread: int) -> Credentials:
+        """
+        Look at a stopped thread (proc(5)).  The notification must be checked afterwards.
+
+        @raise OSError: it is gone, or may not be looked at.
+        """
+        status = _readSmall(f"/proc/{thread}/status")
+
+        def field(name: bytes) -> list[bytes]:
+            start = status.index(b"\n" + name) + len(name) + 1
+            return status[start : status.index(b"\n", start)].split()
+
+        foreign = namespaceOf(thread, "user") != _ownUserNamespace()
+        return cls(
+            thread=thread,
+            pid=int(field(b"Tgid:")[0]),
+            uid=int(field(b"Uid:")[1]),
+            gid=int(field(b"Gid:")[1]),
+            groups=tuple(int(group) for group in field(b"Groups:")),
+            capabilities=0 if foreign else int(field(b"CapEff:")[0], 16),
+        )
+
+
+@dataclass(frozen=True)
+class Caller(Credentials):
+    """
+    The process behind a call, as the events describe it.
+
+    @ivar comm: the name of the thread.
+    @ivar executable: the path of the program.
+    @ivar executableDevice: C{st_dev} of the program.
+    @ivar executableInode: C{st_ino} of the program.
+    @ivar mountNamespace: inode number.
+    @ivar networkNamespace: inode number.
+    """
+
     comm: str
     executable: str
     executableDevice: int
@@ -76,25 +130,17 @@ class Caller:
 
         @raise OSError: it is gone, or may not be looked at.
         """
-        fields: dict[str, list[str]] = {}
-        with open(f"/proc/{thread}/status", encoding="utf-8", errors="replace") as status:
-            for line in status:
-                name, _, value = line.partition(":")
-                fields[name] = value.split()
-        with open(f"/proc/{thread}/comm", encoding="utf-8", errors="replace") as file:
-            comm = file.read().rstrip("\n")
+        credentials = Credentials.of(thread)
+        comm = _readSmall(f"/proc/{thread}/comm").decode("utf-8", "replace").rstrip("\n")
         path = f"/proc/{thread}/exe"
         executable = os.stat(path)
-        capabilities = int(fields["CapEff"][0], 16)
-        if namespaceOf(thread, "user") != namespaceOf(os.getpid(), "user"):
-            capabilities = 0
         return cls(
             thread=thread,
-            pid=int(fields["Tgid"][0]),
-            uid=int(fields["Uid"][1]),
-            gid=int(fields["Gid"][1]),
-            groups=tuple(int(group) for group in fields["Groups"]),
-            capabilities=capabilities,
+            pid=credentials.pid,
+            uid=credentials.uid,
+            gid=credentials.gid,
+            groups=credentials.groups,
+            capabilities=credentials.capabilities,
             comm=comm,
             executable=os.readlink(path),
             executableDevice=executable.st_dev,
@@ -119,7 +165,7 @@ class Rights:
         self._effective = linux.getCapabilities()[0]
 
     @contextmanager
-    def of(self, caller: Caller, network: int | None = None) -> Iterator[None]:
+    def of(self, caller: Credentials, network: int | None = None) -> Iterator[None]:
         """
         Do something as the caller: with his credentials, and in a network namespace.
 
@@ -203,6 +249,9 @@ _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def _openAs(caller: Caller, path: bytes) -> int:
+    for alias, meant in _SELVES:
+        if path.startswith(alias):
+            path = meant % caller.thread + path[len(alias) :]
     base = f"/proc/{caller.thread}"
     ownRoot, theirRoot = os.stat("/"), os.stat(f"{base}/root")
     sameRoot = (ownRoot.st_dev, ownRoot.st_ino) == (theirRoot.st_dev, theirRoot.st_ino)

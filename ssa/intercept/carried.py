@@ -9,6 +9,7 @@ has it always on, and the program's own governs how its writes are cut.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from collections.abc import Callable
@@ -64,6 +65,10 @@ _ACCEPTED = (
 )
 
 
+Values = tuple[tuple[int, int, bytes], ...]
+"""Options with a value of each: level, name, value."""
+
+
 class Defaults:
     """
     What the options of a program's new socket are, so that only what the program changed is copied.
@@ -76,25 +81,35 @@ class Defaults:
         @param program: makes a program's new socket of a family.
         """
         self._program = program
-        self._values: dict[tuple[int, int, int], bytes] = {}
+        self._carried: dict[int, Values] = {}
+        self._inherited: dict[int, Values] = {}
 
-    def of(self, family: int, level: int, name: int) -> bytes:
-        """The value that a new socket of a family has, C{b""} where it has none."""
-        key = (family, level, name)
-        value = self._values.get(key)
-        if value is None:
-            with self._program(family) as fresh:
-                for aLevel, aName in _EVERY + (_INET6 if family == socket.AF_INET6 else ()) + _BUFFERS:
-                    self._values[family, aLevel, aName] = _get(fresh, aLevel, aName)
-            value = self._values[key]
-        return value
+    def carried(self, family: int) -> Values:
+        """The options that matter on the real connection, as a new socket of a family has them."""
+        if family not in self._carried:
+            self._read(family)
+        return self._carried[family]
+
+    def inherited(self, family: int) -> Values:
+        """The options that an accepted socket gets from its listener, as a new socket of a family has them."""
+        if family not in self._inherited:
+            self._read(family)
+        return self._inherited[family]
+
+    def _read(self, family: int) -> None:
+        options = _EVERY + (_INET6 if family == socket.AF_INET6 else ()) + _BUFFERS
+        with self._program(family) as fresh:
+            self._carried[family] = _valuesOf(fresh, options)
+            self._inherited[family] = _valuesOf(fresh, _ACCEPTED)
 
 
-def _get(sock: socket.socket, level: int, name: int) -> bytes:
-    try:
-        return sock.getsockopt(level, name, _BYTES)
-    except OSError:
-        return b""
+def _valuesOf(sock: socket.socket, options: tuple[tuple[int, int], ...]) -> Values:
+    """The options that a socket has; this kernel may not know all of them."""
+    found = []
+    for level, name in options:
+        with contextlib.suppress(OSError):
+            found.append((level, name, sock.getsockopt(level, name, _BYTES)))
+    return tuple(found)
 
 
 def carry(defaults: Defaults, program: socket.socket, real: socket.socket) -> None:
@@ -104,22 +119,25 @@ def carry(defaults: Defaults, program: socket.socket, real: socket.socket) -> No
     @raise OSError: the kernel refuses one of them on the real socket (EPERM: a mark or a priority without the right).
     """
     isBound = real.getsockname()[1] != 0
-    for level, name in _EVERY + (_INET6 if program.family == socket.AF_INET6 else ()):
-        if isBound and (level, name) in _UNTIL_BIND:
+    get = program.getsockopt
+    for level, name, default in defaults.carried(program.family):
+        value = get(level, name, _BYTES)
+        if value == default or (isBound and (level, name) in _UNTIL_BIND):
             continue
-        value = _get(program, level, name)
-        if value and value != defaults.of(program.family, level, name):
+        if (level, name) in _BUFFERS:
+            real.setsockopt(level, name, int.from_bytes(value, sys.byteorder) // 2)  # the kernel doubles what it is given
+        else:
             real.setsockopt(level, name, value)
-    for level, name in _BUFFERS:
-        value = _get(program, level, name)
-        if value != defaults.of(program.family, level, name):
-            size = int.from_bytes(value, sys.byteorder)
-            real.setsockopt(level, name, size // 2)  # the kernel doubles what it is given
 
 
-def inherit(listener: socket.socket, accepted: socket.socket) -> None:
-    """Give an accepted socket what TCP's would have from its listener."""
-    for level, name in _ACCEPTED:
-        value = _get(listener, level, name)
-        if value and value != _get(accepted, level, name):
+def inherit(defaults: Defaults, listener: socket.socket, accepted: socket.socket) -> None:
+    """
+    Give an accepted socket what TCP's would have from its listener.
+
+    @param accepted: a program's new socket.
+    """
+    get = listener.getsockopt
+    for level, name, default in defaults.inherited(listener.family):
+        value = get(level, name, _BYTES)
+        if value != default:
             accepted.setsockopt(level, name, value)

@@ -24,9 +24,9 @@ from errno import (
     EOPNOTSUPP,
 )
 
-from ssa.api import UPGRADE_FORMAT, Address, DataPath, HostnameAddress, InternetAddress, Role, decodeAddress
+from ssa.api import UPGRADE_FORMAT, Address, DataPath, HostnameAddress, InternetAddress, Role, decodeAddress, encodeAddress
 from ssa.errors import SSAError
-from ssa.intercept.caller import Caller
+from ssa.intercept.caller import Credentials
 from ssa.intercept.carried import carry, inherit
 from ssa.intercept.core import TCP_CLOSE, TCP_ESTABLISHED, Core, tcpState
 from ssa.intercept.endpoint import Endpoint, State
@@ -100,12 +100,12 @@ class Connecting:
             core.ask(BindNotify(core.nextEvent(), endpoint.id, address), lambda error, value: None)
         core.succeed(call)
 
-    def _callerOf(self, call: Notification) -> Caller:
-        caller = Caller.of(call.pid)
+    def _callerOf(self, call: Notification) -> Credentials:
+        caller = Credentials.of(call.pid)
         self._core.listener.check(call)
         return caller
 
-    def _newReal(self, endpoint: Endpoint, caller: Caller, sock: socket.socket, bind: bytes | None) -> socket.socket:
+    def _newReal(self, endpoint: Endpoint, caller: Credentials, sock: socket.socket, bind: bytes | None) -> socket.socket:
         """
         Make the real socket as the caller would.
 
@@ -201,7 +201,7 @@ class Connecting:
         call: Notification,
         endpoint: Endpoint,
         sock: socket.socket,
-        caller: Caller,
+        caller: Credentials,
         target: Address | None,
         local: InternetAddress,
         remote: InternetAddress,
@@ -233,7 +233,7 @@ class Connecting:
             self._core.fail(call, EINPROGRESS)
 
     def _startReal(
-        self, endpoint: Endpoint, caller: Caller, sock: socket.socket, raw: bytes, target: InternetAddress
+        self, endpoint: Endpoint, caller: Credentials, sock: socket.socket, raw: bytes, target: InternetAddress
     ) -> tuple[InternetAddress, InternetAddress]:
         """Start the TCP connection; returns its two addresses."""
         real = endpoint.real
@@ -327,7 +327,7 @@ class Connecting:
         call: Notification,
         endpoint: Endpoint,
         sock: socket.socket,
-        caller: Caller,
+        caller: Credentials,
         role: Role,
         local: InternetAddress,
         remote: InternetAddress,
@@ -350,7 +350,7 @@ class Connecting:
         """
         core = self._core
         new = endpoint.home.network.program(endpoint.family, back=True)
-        inherit(sock, new)
+        inherit(endpoint.home.defaults, sock, new)
         new.setblocking(os.get_blocking(sock.fileno()))
         for name in os.listdir(f"/proc/{call.pid}/fd"):
             number = int(name)
@@ -397,7 +397,7 @@ class Connecting:
             raise SSAError(EINVAL, "only a connection to a name has a choice of addresses")
         return self._fetchFor(endpoint, endpoint.caller, remote)
 
-    def _fetchFor(self, endpoint: Endpoint, caller: Caller, remote: InternetAddress) -> Fetched:
+    def _fetchFor(self, endpoint: Endpoint, caller: Credentials, remote: InternetAddress) -> Fetched:
         if endpoint.family == socket.AF_INET6 and remote.family == socket.AF_INET:
             remote = InternetAddress(socket.AF_INET6, f"::ffff:{remote.host}", remote.port)
         if remote.family != endpoint.family:
@@ -471,9 +471,9 @@ class Connecting:
     def _settle(self, endpoint: Endpoint) -> None:
         """Tell the kernel that a blocking connect(2) has returned: the next one must be EISCONN."""
         program = self._core.findAgain(endpoint)
-        if program is not None:
+        if program is not None and endpoint.remote is not None:
             with program:
-                program.connect_ex((endpoint.remote or InternetAddress(endpoint.family, "", 0)).forSocket())
+                _rawConnect(program, encodeAddress(endpoint.remote))
 
     def _failed(self, endpoint: Endpoint, error: int) -> None:
         """End an attempt: blocked callers get the errno, pollers an error that SO_ERROR tells."""
@@ -493,11 +493,17 @@ class Connecting:
             program = core.findAgain(endpoint)
             if program is not None:
                 with program:
-                    core.reset(program)
+                    self._forget(endpoint, program)
         else:
             endpoint.error = error
         for waiter in waiters:
             core.fail(waiter.call, error)
+
+    def _forget(self, endpoint: Endpoint, program: socket.socket) -> None:
+        try:
+            self._core.reset(program)
+        except OSError as problem:
+            self._core.log.warn("socket {id} could not be made new: {problem}", id=endpoint.id, problem=problem)
 
     def linkLost(self, endpoint: Endpoint) -> None:
         """The daemon is gone; pending events are failed by the link itself, before this."""

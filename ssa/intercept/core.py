@@ -203,6 +203,20 @@ class Core:
             living |= home.network.living()
         return living
 
+    def held(self, inodes: set[int]) -> set[int]:
+        """Which of these sockets are in the table of some process that we may look at, or in our own."""
+        found: set[int] = set()
+        for name in os.listdir("/proc"):
+            if not name.isdigit():
+                continue
+            with contextlib.suppress(OSError):  # ended, or another user's
+                for number in os.listdir(f"/proc/{name}/fd"):
+                    with contextlib.suppress(OSError):  # closed meanwhile
+                        link = os.readlink(f"/proc/{name}/fd/{number}")
+                        if link.startswith("socket:["):
+                            found.add(int(link[8:-1]))
+        return found & inodes
+
     def nextID(self) -> int:
         """A number for a new TLS socket."""
         return next(self._ids)
@@ -293,15 +307,22 @@ class Core:
         """Whether the daemon that there is knows a socket."""
         return self.daemon is not None and endpoint.session == self.session
 
-    def ask(self, event: Event, answered: Callable[[int, bytes], None], timeout: float | None = ANSWER_TIMEOUT) -> None:
+    def ask(
+        self,
+        event: Event,
+        answered: Callable[[int, bytes], None],
+        timeout: float | None = ANSWER_TIMEOUT,
+        call: Notification | None = None,
+    ) -> None:
         """
         Report an event and go on when it is answered.
 
         @param answered: called once with the errno (0: none) and the value.
         @param timeout: seconds, or L{None}: the daemon bounds it.
+        @param call: whom to tell an error that C{answered} raises.
         """
         if self.daemon is None:
-            answered(ENETDOWN, b"")
+            self._answer(answered, ENETDOWN, b"", call)
             return
         timer: Any = None
         waiting = [answered]
@@ -310,7 +331,7 @@ class Core:
             if waiting:
                 if timer is not None and timer.active():
                     timer.cancel()
-                waiting.pop()(error, value)
+                self._answer(waiting.pop(), error, value, call)
 
         def got(answer: Answer) -> None:
             if isinstance(answer, DataReturn):
@@ -326,7 +347,22 @@ class Core:
             timer = self.reactor.callLater(timeout, finish, ETIMEDOUT, b"")
         deferred: Deferred[Answer] = self.daemon.notify(event)
         deferred.addCallbacks(got, lost)
-        deferred.addErrback(lambda failure: self.log.failure("the answer to {event} could not be used", failure, event=event))
+
+    def _answer(self, answered: Callable[[int, bytes], None], error: int, value: bytes, call: Notification | None) -> None:
+        """Nothing that goes wrong may leave a caller without an answer."""
+        try:
+            answered(error, value)
+        except Gone:
+            return
+        except OSError as problem:
+            error = problem.errno or EIO
+        except Exception:
+            self.log.failure("an answer of the daemon could not be used")
+            error = EIO
+        else:
+            return
+        if call is not None:
+            self.fail(call, error)
 
     def tellClosed(self, endpoint: Endpoint) -> None:
         """Tell the daemon that the last descriptor of a socket is gone."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from twisted.internet.defer import Deferred
 
 from ssa.api import Address, InternetAddress
-from ssa.intercept.caller import Caller
+from ssa.intercept.caller import Credentials
 from ssa.intercept.carried import Defaults
 from ssa.intercept.namespace import RawAddress, socketCookie
 from ssa.intercept.network import Attempt, IPrivateNetwork
@@ -59,11 +59,13 @@ class Waiter:
     @ivar call: his call.
     @ivar fd: the number that he used.
     @ivar cancel: stops his timeout and whatever watches him.
+    @ivar listener: a copy of the socket that he waits at in accept(2), until L{cancel}.
     """
 
     call: Notification
     fd: int
     cancel: Callable[[], None]
+    listener: socket.socket | None = None
 
 
 @dataclass(eq=False)
@@ -142,7 +144,7 @@ class Endpoint:
     back: bool = False
     tried: bool = False
     device: bytes = b""
-    caller: Caller | None = None
+    caller: Credentials | None = None
     pid: int = 0
     fd: int = -1
     waiters: list[Waiter] = field(default_factory=list)
@@ -172,6 +174,7 @@ class EndpointTable:
         self._byInode: dict[int, Endpoint] = {}
         self._byCookie: dict[int, Endpoint] = {}
         self._byID: dict[int, Endpoint] = {}
+        self._listeners: dict[tuple[Home, RawAddress], list[Endpoint]] = {}
 
     def __len__(self) -> int:
         return len(self._byID)
@@ -191,6 +194,21 @@ class EndpointTable:
             del self._byInode[endpoint.inode]
         self._byCookie.pop(endpoint.cookie, None)
         self._byID.pop(endpoint.id, None)
+        sharers = self._listeners.get((endpoint.home, endpoint.name), [])
+        if endpoint in sharers:
+            sharers.remove(endpoint)
+            if not sharers:
+                del self._listeners[endpoint.home, endpoint.name]
+
+    def listens(self, endpoint: Endpoint) -> None:
+        """A socket, whose C{name} is known now, has become a listener; harmless if it was one."""
+        sharers = self._listeners.setdefault((endpoint.home, endpoint.name), [])
+        if endpoint not in sharers:
+            sharers.append(endpoint)
+
+    def listenersAt(self, home: Home, name: RawAddress) -> list[Endpoint]:
+        """The listeners with a name: several where they share it (SO_REUSEPORT)."""
+        return list(self._listeners.get((home, name), ()))
 
     def hasMirror(self, home: Home, local: InternetAddress, remote: InternetAddress) -> bool:
         """Whether the other end of a connection is a TLS socket here too, in the front."""

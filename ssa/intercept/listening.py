@@ -25,10 +25,10 @@ from zope.interface import implementer
 from ssa.api import InternetAddress, encodeAddress
 from ssa.errors import SSAError
 from ssa.intercept import linux
-from ssa.intercept.caller import Caller
+from ssa.intercept.caller import Caller, Credentials
 from ssa.intercept.carried import carry, inherit
 from ssa.intercept.connecting import nameOf
-from ssa.intercept.core import TCP_LISTEN, Core, tcpState
+from ssa.intercept.core import TCP_CLOSE, TCP_LISTEN, Core, tcpState
 from ssa.intercept.endpoint import Connection, Endpoint, Overflow, State, Waiter
 from ssa.intercept.notify import Gone, Notification
 from ssa.interfaces import Fetched
@@ -92,7 +92,7 @@ class Listening:
         if endpoint.refused or not core.isServed(endpoint):
             core.refuse(call, endpoint, endpoint.refused or ENETDOWN, "the daemon does not serve this socket")
             return
-        caller = Caller.of(call.pid)
+        caller = Credentials.of(call.pid)
         core.listener.check(call)
         try:
             self._prepare(endpoint, caller, sock)
@@ -107,9 +107,9 @@ class Listening:
         endpoint.reason = ""
         copy = linux.copyOf(sock)
         event = ListenNotify(core.nextEvent(), endpoint.id, backlog, endpoint.bound)
-        core.ask(event, lambda error, value: self._listenAnswered(call, endpoint, copy, error))
+        core.ask(event, lambda error, value: self._listenAnswered(call, endpoint, copy, error), call=call)
 
-    def _prepare(self, endpoint: Endpoint, caller: Caller, sock: socket.socket) -> None:
+    def _prepare(self, endpoint: Endpoint, caller: Credentials, sock: socket.socket) -> None:
         with self._core.rights.of(caller, endpoint.home.fd):
             if endpoint.real is None:
                 endpoint.real = socket.socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -145,6 +145,7 @@ class Listening:
             endpoint.state = State.LISTENING
             endpoint.pid, endpoint.fd = call.pid, call.integer(0)
             endpoint.name = sock.getsockname()
+            core.table.listens(endpoint)
         core.succeed(call)
 
     def fetch(self, endpoint: Endpoint) -> Fetched:
@@ -211,12 +212,13 @@ class Listening:
     def _giveToWaiter(self, listener: Endpoint, connection: Connection) -> bool:
         while listener.waiters:
             waiter = listener.waiters.pop(0)
-            waiter.cancel()
             try:
-                if self._give(waiter.call, connection):
+                if self._give(waiter.call, connection, waiter.listener):
                     return True
             except Gone:
                 continue
+            finally:
+                waiter.cancel()
         return False
 
     # accept(2)
@@ -230,10 +232,10 @@ class Listening:
         if tcpState(sock) != TCP_LISTEN or flags & ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC):
             core.fail(call, EINVAL)
             return
-        connection = self._next(sock)
+        connection = self._next(endpoint, sock)
         if connection is not None:
             try:
-                self._give(call, connection, again=True)
+                self._give(call, connection, sock, again=True)
             except Gone:
                 self._putBack(connection)
             self._refill(connection.listener)
@@ -242,11 +244,11 @@ class Listening:
         else:
             self._wait(call, endpoint, sock)
 
-    def _next(self, sock: socket.socket) -> Connection | None:
+    def _next(self, endpoint: Endpoint, sock: socket.socket) -> Connection | None:
         """
         Take a bell out of the listener's queue, and the connection that it stands for.
 
-        Listeners that share an address (SO_REUSEPORT) get each other's bells, so all listeners are asked.
+        Listeners that share an address (SO_REUSEPORT) get each other's bells, so all of them are asked.
         """
         poll = select.poll()
         poll.register(sock, select.POLLIN)
@@ -260,21 +262,23 @@ class Listening:
                     return None
                 continue
             bell.close()
-            connection = self._behind(sock, address[1])
+            connection = self._behind(endpoint, address[1])
             if connection is not None:
                 return connection
         return None
 
-    def _behind(self, sock: socket.socket, port: int) -> Connection | None:
-        name = sock.getsockname()
-        for listener in self._core.table:
-            if listener.state is State.LISTENING and listener.name == name and port in listener.ready:
-                connection = listener.ready.pop(port)
-                if connection.bell is not None:
-                    connection.bell.close()
-                    connection.bell = None
-                return connection
+    def _behind(self, endpoint: Endpoint, port: int) -> Connection | None:
+        for listener in self._core.table.listenersAt(endpoint.home, endpoint.name):
+            if port in listener.ready:
+                return self._withoutBell(listener, port)
         return None
+
+    def _withoutBell(self, listener: Endpoint, port: int) -> Connection:
+        connection = listener.ready.pop(port)
+        if connection.bell is not None:
+            connection.bell.close()
+            connection.bell = None
+        return connection
 
     def _putBack(self, connection: Connection) -> None:
         try:
@@ -282,10 +286,13 @@ class Listening:
         except OSError:
             self._drop(connection)
 
-    def _give(self, call: Notification, connection: Connection, again: bool = False) -> bool:
+    def _give(
+        self, call: Notification, connection: Connection, listener: socket.socket | None, again: bool = False
+    ) -> bool:
         """
         End an accept(2) with a connection.
 
+        @param listener: the socket that the caller accepts from.
         @param again: put the connection back where the caller has no number left; else the caller of this keeps it.
         @return: whether the connection was given, or is lost as it would be with TCP.
         @raise Gone: nobody waits.
@@ -296,6 +303,13 @@ class Listening:
         core.listener.check(call)
         try:
             caller = Caller.of(call.pid)
+        except OSError as error:
+            core.listener.check(call)  # it has ended: the connection is the next one's
+            core.fail(call, error.errno or EIO)
+            if again:
+                self._putBack(connection)
+            return again
+        try:
             if call.arguments[1]:
                 assert endpoint.remote is not None
                 core.writeLimited(call, call.arguments[1], call.arguments[2], encodeAddress(endpoint.remote))
@@ -304,10 +318,8 @@ class Listening:
             core.fail(call, error.errno or EFAULT)
             self._drop(connection)
             return True
-        listener = core.findAgain(connection.listener)
         if listener is not None:
-            with listener:
-                inherit(listener, sock)
+            inherit(endpoint.home.defaults, listener, sock)
         sock.setblocking(not flags & socket.SOCK_NONBLOCK)
         try:
             fd = core.listener.giveDescriptor(call, sock.fileno(), bool(flags & socket.SOCK_CLOEXEC))
@@ -354,19 +366,27 @@ class Listening:
         the listener is shut down by another thread.
         """
         core = self._core
+        copy = linux.copyOf(sock)
+        try:
+            watched = os.dup(copy.fileno())
+        except OSError:
+            copy.close()
+            raise
         waiter = core.wait(endpoint, call, call.integer(0), sock, socket.SO_RCVTIMEO, EAGAIN)
         timeout = waiter.cancel
-        copy = linux.copyOf(sock)
+        waiter.listener = copy
 
         def listenerChanged() -> None:
             if tcpState(copy) != TCP_LISTEN:
                 self._end(endpoint, waiter, EINVAL)
                 return
-            connection = self._next(copy)
-            if connection is not None and not self._giveToWaiter(endpoint, connection):
-                self._putBack(connection)
+            connection = self._next(endpoint, copy)
+            if connection is not None:
+                if not self._giveToWaiter(endpoint, connection):
+                    self._putBack(connection)
+                self._refill(connection.listener)
 
-        watches = [_Watch(core.reactor, os.dup(copy.fileno()), listenerChanged)]
+        watches = [_Watch(core.reactor, watched, listenerChanged)]
 
         def stop() -> None:
             timeout()
@@ -427,6 +447,15 @@ class Listening:
             waiting.done.errback(SSAError(ECONNABORTED, "the program has closed the listener"))
         for waiter in self._core.takeWaiters(endpoint):
             self._core.fail(waiter.call, error)
+        for sharer in self._core.table.listenersAt(endpoint.home, endpoint.name):
+            self._ringAgain(sharer)
+
+    def _ringAgain(self, listener: Endpoint) -> None:
+        """A listener of the same address (SO_REUSEPORT) is gone, and with it the bells of others that were in its queue."""
+        for port, connection in list(listener.ready.items()):
+            if connection.bell is not None and tcpState(connection.bell) == TCP_CLOSE:
+                self._withoutBell(listener, port)
+                self._putBack(connection)
 
     def linkLost(self, endpoint: Endpoint) -> None:
         """The daemon is gone: nobody accepts any more, and pollers must see it."""

@@ -27,11 +27,11 @@ from ssa.api import InternetAddress
 from ssa.intercept import linux
 from ssa.intercept.core import TCP_ESTABLISHED, tcpState
 from ssa.intercept.namespace import (
-    DESTROY_GROUPS,
     NETLINK_SOCK_DIAG,
     RawAddress,
     connectAtOnce,
     dumpSockets,
+    listenForDestroyed,
     socketCookie,
 )
 from ssa.intercept.network import Attempt, Finder, IPrivateNetwork
@@ -59,6 +59,13 @@ def _ours(family: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+_CONNECTED = (TCP_ESTABLISHED, 4, 5)  # TCP_FIN_WAIT1, TCP_FIN_WAIT2
+
+
+def _isNamed(program: socket.socket, attempt: Attempt) -> bool:
+    """Whether it is the connection of this attempt."""
+    return bool(program.getsockname() == attempt.local and program.getpeername() == attempt.remote)
 
 
 class _Hole:
@@ -101,10 +108,7 @@ class LoopbackNetwork:
         except OSError:  # a machine without ::1
             with contextlib.suppress(OSError):
                 self._holes[int(socket.AF_INET6)] = _Hole(socket.AF_INET6, "::ffff:127.0.0.1")
-        notices = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
-        notices.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        notices.bind((0, DESTROY_GROUPS))
-        self.destroyed = [notices]
+        self.destroyed = [listenForDestroyed()]
         self._diagnosis = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
 
     def program(self, family: int, back: bool = False) -> socket.socket:
@@ -144,7 +148,8 @@ class LoopbackNetwork:
             if program is None:
                 raise OSError(ECONNABORTED, os.strerror(ECONNABORTED))
             with program:
-                if tcpState(program) != TCP_ESTABLISHED or program.getpeername() != attempt.remote:
+                # A quick program has sent its question and shut its side down by now.
+                if tcpState(program) not in _CONNECTED or not _isNamed(program, attempt):
                     raise OSError(ECONNABORTED, os.strerror(ECONNABORTED))
         except OSError:
             plain.close()

@@ -21,7 +21,7 @@ from zope.interface import Attribute, Interface, implementer
 from ssa.api import InternetAddress
 from ssa.intercept.launch import releaseDescriptors
 from ssa.intercept.linux import CLONE_NEWUSER, nameProcess, unshare
-from ssa.intercept.namespace import UNBOUND, NamespaceHelper, RawAddress, attachFilter, socketCookie
+from ssa.intercept.namespace import UNBOUND, NamespaceHelper, RawAddress, attachFilter, dumpSockets, socketCookie
 
 _PORTS_TRIED = 64
 
@@ -105,7 +105,10 @@ class IPrivateNetwork(Interface):
         """
 
     def living() -> set[int]:
-        """The SO_COOKIE of every TCP socket that is there, in whatever state."""
+        """
+        The SO_COOKIE of every TCP socket that the kernel has in its tables: those that are bound, connected or listening.
+        It keeps no list of others, a new socket or one whose connection has ended.
+        """
 
     def pair(family: int, local: InternetAddress, remote: InternetAddress) -> tuple[socket.socket, socket.socket]:
         """Both ends of an accepted connection: the program's and the plaintext end."""
@@ -191,7 +194,8 @@ class NamespaceNetwork:
 
     def __init__(self, helper: HelperClient) -> None:
         self._helper = helper
-        self._number, self.destroyed = helper.call("open")
+        self._number, (front, back, *self._asked) = helper.call("open")
+        self.destroyed = [front, back]
         self._nextPort = 1
 
     def program(self, family: int, back: bool = False) -> socket.socket:
@@ -237,8 +241,7 @@ class NamespaceNetwork:
         self._helper.call("fail", self._number, False, cookie, name, UNBOUND[family])
 
     def living(self) -> set[int]:
-        cookies, _ = self._helper.call("living", self._number)
-        return set(cookies)
+        return {cookie for asked in self._asked for cookie, _, _, _ in dumpSockets(asked, 0xFFFFFFFF)}
 
     def pair(self, family: int, local: InternetAddress, remote: InternetAddress) -> tuple[socket.socket, socket.socket]:
         _, (sock, plain) = self._helper.call("pair", self._number, family, local.forSocket(), remote.forSocket())

@@ -11,7 +11,7 @@ from errno import EINVAL, EIO, EMSGSIZE, ENETDOWN, ENOPROTOOPT, EOPNOTSUPP, ERAN
 from ssa.api import IPPROTO_TLS, MAXIMUM_OPTION_SIZE, Option
 from ssa.intercept import linux
 from ssa.intercept.bpf import SO_PROTOCOL, SOL_TLS
-from ssa.intercept.caller import Caller, readNamedFile
+from ssa.intercept.caller import Caller, Credentials, readNamedFile
 from ssa.intercept.connecting import Connecting
 from ssa.intercept.core import Core
 from ssa.intercept.endpoint import Endpoint, State
@@ -102,7 +102,7 @@ class OptionCalls:
             else:
                 core.succeed(call)
 
-        core.ask(event, answered)
+        core.ask(event, answered, call=call)
 
     def _setOther(self, call: Notification, endpoint: Endpoint, sock: socket.socket, level: int, name: int, size: int) -> None:
         """
@@ -128,14 +128,14 @@ class OptionCalls:
                     with core.serving(call, copy):
                         self._setHere(call, endpoint, [copy], level, name, value)
 
-            core.ask(event, answered)
+            core.ask(event, answered, call=call)
         else:
             self._setHere(call, endpoint, [sock], level, name, value)
 
     def _bindToDevice(self, call: Notification, endpoint: Endpoint, value: bytes) -> None:
         """The interface is one of the program's network namespace: only the real socket knows it."""
         core = self._core
-        caller = Caller.of(call.pid)
+        caller = Credentials.of(call.pid)
         core.listener.check(call)
         with core.rights.of(caller, endpoint.home.fd), socket.socket(endpoint.family, socket.SOCK_STREAM) as probe:
             (endpoint.real or probe).setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, value)
@@ -147,7 +147,7 @@ class OptionCalls:
     ) -> None:
         core = self._core
         try:
-            caller = Caller.of(call.pid)
+            caller = Credentials.of(call.pid)
             core.listener.check(call)
             with core.rights.of(caller):
                 for sock in socks:
@@ -210,7 +210,7 @@ class OptionCalls:
             core.refuse(call, endpoint, endpoint.refused or ENETDOWN, "the daemon does not serve this socket")
         else:
             event = GetsockoptNotify(core.nextEvent(), endpoint.id, IPPROTO_TLS, name)
-            core.ask(event, lambda error, value: self._got(call, endpoint, room, error, value))
+            core.ask(event, lambda error, value: self._got(call, endpoint, room, error, value), call=call)
 
     def _got(self, call: Notification, endpoint: Endpoint, room: int, error: int, value: bytes) -> None:
         if error:

@@ -36,6 +36,9 @@ from ssa.protocol.messages import SocketNotify
 _AT_ONCE = 64
 """How many calls are served before the reactor looks at something else."""
 
+_SECOND_LOOK = 2.0
+"""Seconds after which a socket that was nowhere to be found is given up."""
+
 _COOKIE = struct.Struct("=II")
 _COOKIE_AT = 16 + 4 + 40  # nlmsghdr, family…, the cookie in struct inet_diag_sockid
 
@@ -85,6 +88,8 @@ class Supervisor:
         self.ended: Deferred[None] = Deferred()
         self._calls = self._dispatchTable()
         self._watches: list[Watch] = []
+        self._rescan: Any = None
+        self._missed: set[int] = set()
 
     def _dispatchTable(self) -> dict[int, _Served]:
         numbers = linux.architecture().numbers
@@ -247,7 +252,7 @@ class Supervisor:
             except BlockingIOError:
                 return
             except OSError:  # ENOBUFS: notices were lost
-                self._core.reactor.callLater(0, self._rescan)
+                self._rescanIn(0)
                 return
             while len(data) >= _COOKIE_AT + _COOKIE.size:
                 (size,) = struct.unpack_from("=I", data)
@@ -257,15 +262,29 @@ class Supervisor:
                     self.closed(endpoint)
                 data = data[max((size + 3) & ~3, 16) :]
 
-    def _rescan(self) -> None:
+    def _rescanIn(self, seconds: float) -> None:
+        if self._rescan is None or not self._rescan.active():
+            self._rescan = self._core.reactor.callLater(seconds, self._lookForClosed)
+
+    def _lookForClosed(self) -> None:
         """
-        Notices were lost: look which sockets are left.  One that no process has in its table may travel in a message
-        (SCM_RIGHTS), so only the kernel's own table counts.
+        Notices were lost: look which sockets are left.  The kernel lists those that are bound, connected or listening; others
+        are looked for in the processes.  What is not there either may travel in a message (SCM_RIGHTS), so it is only
+        forgotten if it is still not there some time later.
         """
         alive = self._core.livingCookies()
-        for endpoint in self._core.table:
-            if endpoint.cookie not in alive:
+        candidates = [endpoint for endpoint in self._core.table if endpoint.cookie not in alive]
+        held = self._core.held({endpoint.inode for endpoint in candidates}) if candidates else set()
+        missed, self._missed = self._missed, set()
+        for endpoint in candidates:
+            if endpoint.inode in held:
+                continue
+            if endpoint.cookie in missed:
                 self.closed(endpoint)
+            else:
+                self._missed.add(endpoint.cookie)
+        if self._missed:
+            self._rescanIn(_SECOND_LOOK)
 
     def closed(self, endpoint: Endpoint) -> None:
         """The last descriptor of a socket is gone."""
