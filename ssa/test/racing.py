@@ -15,6 +15,7 @@ import ctypes
 import errno
 import json
 import os
+import signal
 import socket
 import struct
 import sys
@@ -144,7 +145,9 @@ class Race:
 
     def ordinaryOverTLS(self) -> None:
         """The number of a TLS socket becomes that of an ordinary socket while connect(2) on it is under way."""
+        turn = 0
         while self.going():
+            turn += 1
             with self.tls(blocking=True) as tls, self.ordinary() as ordinary, self.ordinary() as spare:
                 number = spare.fileno()
                 os.dup2(tls.fileno(), number)
@@ -152,7 +155,8 @@ class Race:
                 def work(number: int = number) -> None:
                     self.counts[f"connect {errno.errorcode.get(_connect(number, self.server), '0')}"] += 1
 
-                def replace(number: int = number, ordinary: socket.socket = ordinary) -> None:
+                def replace(number: int = number, ordinary: socket.socket = ordinary, turn: int = turn) -> None:
+                    time.sleep(turn % 8 * 0.003)  # before the call, within it, after it
                     os.dup2(ordinary.fileno(), number)
 
                 self.during(work, replace)
@@ -212,18 +216,21 @@ class Race:
             os.close(number)
 
     def forkDuringConnect(self) -> None:
-        """A process is forked while connect(2) is under way, and both write."""
+        """A process is forked while connect(2) is under way, and both write; every other child connects, too."""
+        turn = 0
         while self.going():
+            turn += 1
             with self.tls(blocking=True) as tls:
                 children: list[int] = []
 
-                def fork(tls: socket.socket = tls, children: list[int] = children) -> None:
+                def fork(tls: socket.socket = tls, children: list[int] = children, turn: int = turn) -> None:
                     if len(children) >= 3:
                         return
                     pid = os.fork()
                     if pid == 0:
                         try:
-                            _connect(tls.fileno(), self.sniffer)
+                            if turn % 2:
+                                _connect(tls.fileno(), self.sniffer)
                             self.write(tls)
                         finally:
                             os._exit(0)
@@ -286,6 +293,19 @@ def sockets(seconds: float) -> None:
     for thread in threads:
         thread.join()
     print("end", wrong, flush=True)
+
+
+def interrupted(seconds: float) -> None:
+    """Make TLS sockets while signals interrupt the calls; print how many descriptors are left that nobody knows of."""
+    signal.signal(signal.SIGALRM, lambda number, frame: None)
+    signal.siginterrupt(signal.SIGALRM, False)
+    before = len(os.listdir("/proc/self/fd"))
+    signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_TLS).close()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    print(len(os.listdir("/proc/self/fd")) - before)
 
 
 def main() -> None:

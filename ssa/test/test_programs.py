@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from OpenSSL import SSL
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from ssa.policy.profile import DEFAULT_CIPHERS, DEFAULT_SUITES
@@ -333,6 +334,17 @@ class PeerTests(_Programs):
                     names = ", ".join(GROUPS[group])
                     line = next(line for line in done.stdout.splitlines() if "Temp Key" in line or "group" in line)
                     self.assertTrue(any(name in line.lower() for name in GROUPS[group]), f"{line}: none of {names}")
+
+    def test_postQuantum(self) -> None:
+        """Two programs of ours agree on the hybrid group, where the TLS library has it."""
+        if SSL.OPENSSL_VERSION_NUMBER < 0x30500000:
+            raise SkipTest("OpenSSL 3.5 and later have X25519MLKEM768")
+        script = self.write("probe.py", _PROBE.encode())
+        with self.exampleServer(str(_examples("all") / "server")) as port:
+            done = run(*underSSA(sys.executable, script, self.authorities, str(port)))
+        found = json.loads(done.stdout)
+        self.assertNotIn("error", found)
+        self.assertEqual(found["group"], "X25519MLKEM768")
 
     def test_oldVersions(self) -> None:
         """TLS 1.0 and 1.1 are refused on both sides."""

@@ -231,6 +231,14 @@ class _RaceTests(SynchronousTestCase):
         self.assertEqual(results, ["[]"])
 
 
+    def test_programInterrupted(self) -> None:
+        """A program that signals interrupt again and again in socket(2) does not fill its table with lost descriptors."""
+        script = f"import runpy; runpy.run_path({racing.__file__!r})['interrupted']({2 * RACE_SECONDS})"
+        done = run(*underSSA(sys.executable, "-c", script, way=self.way))
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn(done.stdout.strip(), ("0", "1"))  # the last one waits for the next call
+
+
 class RootRaceTests(_RaceTests):
     """The races with root's private namespaces."""
 
