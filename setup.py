@@ -75,6 +75,7 @@ setup(
         "ssa.protocol",
         "ssa.test",
         "ssa.test.conformance",
+        "ssa.test.vm",
         "ssa.tls",
     ],
     package_data={"ssa": ["py.typed"]},

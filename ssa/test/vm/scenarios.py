@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""What C{make test-vm} and C{make test-vm-debug} run, each in a machine of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ssa.test.vm import module
+from ssa.test.vm.command import Command, hidden
+from ssa.test.vm.kernels import DEBUG, SERIES, Kernel
+from ssa.test.vm.machine import Machine, Outcome
+from ssa.test.vm.place import VMError
+
+#: The number of the ordinary user in the guest.
+USER = 1000
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """
+    One boot and what is expected of it.
+
+    @ivar name: says what is tested
+    @ivar arguments: the command
+    @ivar user: the number of the user that runs it
+    @ivar kernels: the names of the kernels that it is for
+    @ivar module: build the project's module and load it first
+    @ivar leaks: look for leaked memory after it (the debug kernel only; ignored elsewhere)
+    @ivar timeout: seconds, generous: the emulator shares its host
+    @ivar problem: a pattern that the machine's problem has to match: the machine is meant to fail
+    """
+
+    name: str
+    arguments: Sequence[str]
+    user: int = 0
+    kernels: Sequence[str] = (*SERIES, DEBUG)
+    module: bool = False
+    leaks: bool = False
+    timeout: float = 300.0
+    problem: str = ""
+
+    def run(self, kernel: Kernel) -> Outcome:
+        """
+        Boot and run it.
+
+        @raise VMError: it cannot be run on this host
+        """
+        blocked = hidden(self.user)
+        if blocked:
+            raise VMError(f"the guest's user cannot enter {blocked}: use a virtual environment made by /usr/bin/python3")
+        built = module.build(kernel).module if self.module else None
+        leaks = self.leaks and kernel.name == DEBUG
+        return Machine(kernel).run(Command(self.arguments, user=self.user, module=built, leaks=leaks), self.timeout)
+
+    def passed(self, outcome: Outcome) -> bool:
+        """Whether it ended as it was meant to."""
+        if self.problem:
+            return re.search(self.problem, outcome.problem) is not None
+        return outcome.status == 0 and not outcome.problem
+
+
+_PYTHON = "import sys, ssa.api, twisted; sys.exit(open('/proc/self/uid_map').read().split()[1] != sys.argv[1])"
+_FREED = "modprobe lkdtm; echo WRITE_AFTER_FREE >/sys/kernel/debug/provoke-crash/DIRECT; sleep 60"
+_RELOAD = "rmmod ssa && insmod $SSA_VM_MODULE && rmmod ssa"
+
+#: First those that show that a pass means something: the machine finds what it is there to find.
+SCENARIOS: Sequence[Scenario] = (
+    Scenario("the project's Python runs as root", ["python", "-c", _PYTHON, "0"]),
+    Scenario("an ordinary user may make namespaces", ["unshare", "-Urn", "python", "-c", _PYTHON, str(USER)], user=USER),
+    Scenario("kTLS can be loaded", ["sh", "-c", "modprobe tls && grep -w tls /proc/modules"]),
+    Scenario("a panic is a failure", ["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 60"], problem="sysrq triggered crash"),
+    Scenario("a use after free is a failure", ["sh", "-c", _FREED], kernels=(DEBUG,), problem="KASAN: .*use-after-free"),
+    Scenario("the module can be loaded and unloaded", ["sh", "-c", _RELOAD], module=True, leaks=True),
+)
+
+
+def runAll(kernel: Kernel, wanted: Sequence[str] = (), tell: Callable[[str], None] = print) -> tuple[int, int, int]:
+    """
+    Run a kernel's scenarios one after the other.
+
+    @param kernel: to boot
+    @param wanted: parts of names; empty for all
+    @param tell: gets a line for each, and the console of those that failed
+    @return: how many succeeded, failed, and were skipped since there is no module
+    """
+    succeeded = failed = skipped = 0
+    for scenario in SCENARIOS:
+        if kernel.name not in scenario.kernels or (wanted and not any(part in scenario.name for part in wanted)):
+            continue
+        label = f"{kernel.name}: {scenario.name}"
+        if scenario.module and not module.exists():
+            tell(f"{label} ... skipped, there is no module")
+            skipped += 1
+            continue
+        outcome = scenario.run(kernel)
+        if scenario.passed(outcome):
+            tell(f"{label} ... ok, {outcome.seconds:.1f} s")
+            succeeded += 1
+        else:
+            tell(f"{outcome.console.rstrip()}\n{label} ... FAILED, {outcome.problem or f'status {outcome.status}'}")
+            failed += 1
+    return succeeded, failed, skipped
