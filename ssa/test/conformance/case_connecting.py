@@ -437,6 +437,20 @@ class Nonblocking(_Slow):
         for sock in socks[::10]:
             self.talk(sock)
 
+    def test_quick(self) -> None:
+        """A program that sends and shuts down in the moment that it may, fifty times."""
+        server = self.server(echo)
+        for _ in range(50):
+            sock = self.clientSocket(flags=socket.SOCK_NONBLOCK)
+            sock.connect_ex(server.address)
+            self.writable(sock)
+            sock.send(b"quick")
+            sock.shutdown(socket.SHUT_WR)
+            sock.setblocking(True)
+            self.assertEqual(self.rest(sock), b"quick")
+        server.join()
+        self.assertEqual(server.failures, [])
+
     def test_shutdownPending(self) -> None:
         """shutdown while connecting gives ENOTCONN or ends the attempt as TCP does; nothing hangs."""
         server = self.slow()
