@@ -166,7 +166,7 @@ class _RaceTests(SynchronousTestCase):
         done = run(
             *underSSA(
                 sys.executable, racing.__file__, method.__name__, str(self.sniffer.port), str(self.server.port),
-                self.authorities, str(RACE_SECONDS), way=self.way,
+                self.authorities, str(RACE_SECONDS), str(arrives), way=self.way,
             )
         )  # fmt: skip
         self.sniffer.stop()
