@@ -271,10 +271,18 @@ class DaemonTests(DaemonCase):
         self.hostile = self.newUser()
 
     def newUser(self) -> _HostileInterceptor:
-        """The kernel would tell the daemon another user than the tests'."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with mock.patch("ssa.protocol.daemon.peerCredentials", return_value=(os.getpid(), USER)):
+        """A link of another user; where the tests may not become one, the kernel's answer is made up."""
+        if os.geteuid() == 0:
+            os.seteuid(USER)
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            finally:
+                os.seteuid(0)
             self.daemon.adopt(theirs)
+        else:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with mock.patch("ssa.protocol.daemon.peerCredentials", return_value=(os.getpid(), USER)):
+                self.daemon.adopt(theirs)
         interceptor = _HostileInterceptor(reactor, ours)
         self.addCleanup(self.end, interceptor)
         return interceptor
