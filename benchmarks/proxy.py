@@ -17,6 +17,7 @@ from OpenSSL import SSL
 from twisted.internet import epollreactor
 from twisted.python.failure import Failure
 
+from ssa.plaintext import TCPEnd
 from ssa.relay import Relay, RelayPool, prepareContext
 
 CIPHER = b"TLS_AES_128_GCM_SHA256"
@@ -89,7 +90,7 @@ class Proxy:
                 plainSocket.close()
             else:
                 descriptor.remove()
-                Relay(self.reactor, tls, tlsSocket, plainSocket, self.pool).start()
+                Relay(self.reactor, tls, tlsSocket, TCPEnd(plainSocket), self.pool).start()
 
         descriptor = Descriptor(self.reactor, tlsSocket, step)
         if self.server:

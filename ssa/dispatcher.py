@@ -171,9 +171,9 @@ class Dispatcher:
             each.abort("the TLS daemon was stopped")
 
     def abortUser(self, uid: int) -> None:
-        """Cut every connection whose sockets an interceptor of this user has handed over."""
+        """Cut every connection whose sockets this user may hold as well."""
         for each in list(self._alive):
-            if each.interceptorUID == uid:
+            if each.handedOverBy == uid:
                 each.abort("its user made the TLS daemon wait")
 
     # events

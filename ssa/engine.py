@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ssa.errors import Cause, SSAError, failed
 from ssa.factories import RunningRelay, Secured, TLSFactory
+from ssa.interfaces import IPlaintextEnd
 from ssa.options import SocketOptions
 from ssa.policy.profile import Profile
 from ssa.realsocket import localAddress, remoteAddress
@@ -137,7 +138,7 @@ class _Secured:
         self.external = external
         self.remote = remote
 
-    def relay(self, plaintext: socket.socket, ended: Callable[[SSAError | None], None], user: int) -> RunningRelay:
+    def relay(self, plaintext: IPlaintextEnd, ended: Callable[[SSAError | None], None], user: int) -> RunningRelay:
         """See L{Secured}."""
         reasons: list[str] = []
         relay = Relay(

@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 
 from ssa.api import InternetAddress
 from ssa.errors import SSAError
+from ssa.interfaces import IPlaintextEnd
 from ssa.options import IConnectionInfo, SocketOptions
 from ssa.policy.profile import Profile
 from ssa.tls.identity import Identity
@@ -64,7 +65,7 @@ class Secured(Protocol):
     def remote(self) -> InternetAddress:
         """The peer's real address."""
 
-    def relay(self, plaintext: socket.socket, ended: Callable[[SSAError | None], None], user: int) -> RunningRelay:
+    def relay(self, plaintext: IPlaintextEnd, ended: Callable[[SSAError | None], None], user: int) -> RunningRelay:
         """
         Begin to move data.
 

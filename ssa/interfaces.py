@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,12 +89,59 @@ class IInterceptor(Interface):
         @return: fires with the descriptor of the plaintext end, which the caller owns.
         """
 
-    def accepted(id: int, external: InternetAddress, remote: InternetAddress) -> Deferred[tuple[int, int]]:
+    def accepted(
+        id: int, external: InternetAddress, remote: InternetAddress, connection: socket.socket
+    ) -> Deferred[tuple[int, int]]:
         """
         Report a finished handshake of a listener.  The result waits while the program's backlog is full.
 
+        @param connection: the real socket; it stays the caller's.  When it is closed before the result, there is none.
         @return: fires with the id of the new socket and the descriptor of the plaintext end, which the caller owns.
         """
+
+    def plaintextEnd(id: int, sock: socket.socket) -> IPlaintextEnd:
+        """
+        Know how a stream ends on the plaintext end that L{established} or L{accepted} has given.
+
+        @param id: the socket.
+        @param sock: made of that descriptor; the result owns it.
+        """
+
+
+class IPlaintextEnd(Interface):
+    """
+    The daemon's end of a program's plaintext connection.  What it says of the end of the stream is about what the program
+    receives; what the program sends is read until its own end.
+    """
+
+    sock: socket.socket = Attribute("A connected stream socket, for the data.")
+
+    def prepare() -> None:
+        """
+        Make it non-blocking, and fast.
+
+        @raise OSError: it is closed.
+        """
+
+    def cleanEnd() -> Deferred[None]:
+        """
+        Tell the program that its peer's stream ends here, after what was written.
+
+        @return: fires when it is told; fails with L{OSError}: the program is gone.
+        """
+
+    def isDelivered() -> bool:
+        """
+        Whether L{uncleanEnd} would take nothing away of what was written.
+
+        @raise OSError: the socket is closed.
+        """
+
+    def uncleanEnd() -> None:
+        """Close it so that the program gets ECONNRESET after the data.  May be called again."""
+
+    def close() -> None:
+        """Close it, after a clean end of both directions.  May be called again."""
 
 
 class IEventReceiver(Interface):

@@ -7,8 +7,8 @@ Inbound is peer to program, outbound program to peer. What ends how, as TCP woul
   - The peer's close_notify: all data, then the program reads end of stream; writing goes on. The program's FIN: all
     data, then close_notify; reading goes on. After both, both sockets are closed in order.
   - Any other end of the TLS side (TCP closed without close_notify, reset, fatal alert, forged record, time-out): the
-    data that came before is delivered and acknowledged by the program's kernel, then the program's socket is reset
-    (ECONNRESET). Linux keeps data that came before a RST readable.
+    data that came before is delivered, then the program gets ECONNRESET (L{ssa.plaintext} knows how). Linux keeps
+    data that came before a RST readable.
   - The program resets its socket (SO_LINGER 0, or close with unread data): what it had sent is passed on, then the
     network connection is reset, without close_notify, which would claim a completeness that is not there.
   - The program has closed for good (L{Relay.programClosed}): what it had sent is passed on, then close_notify, then
@@ -30,9 +30,11 @@ from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ssa.buffers import DEFAULT_SIZE, RECORD_SIZE, ROOT, Buffer, BufferPool
 from ssa.errors import Cause, connectionError
+from ssa.interfaces import IPlaintextEnd
 from ssa.readiness import BROKEN, READ, WRITE, Readiness
 from ssa.tcpstate import close, hasData, isOver, queued
 from ssa.tls.handshake import describeConnectionError
@@ -103,7 +105,7 @@ class Relay:
         reactor: IReactorTime,
         tls: SSL.Connection,
         tlsSocket: socket.socket,
-        plainSocket: socket.socket,
+        plain: IPlaintextEnd,
         pool: RelayPool,
         truncation: Literal["error", "allow"] = "error",
         onReason: Callable[[str], None] = lambda reason: None,
@@ -114,7 +116,7 @@ class Relay:
         @param reactor: the clock for waits that have no event.
         @param tls: handshake finished; made on C{tlsSocket} with a context that saw L{prepareContext}.
         @param tlsSocket: the TCP connection to the peer.
-        @param plainSocket: the TCP connection to the program.
+        @param plain: the connection to the program.
         @param pool: shared by the relays of this reactor.
         @param truncation: C{"allow"}: TCP's FIN without close_notify is as good as close_notify.
         @param onReason: gets one line, once, if the program's connection ends with a reset.
@@ -124,7 +126,8 @@ class Relay:
         self._clock = reactor
         self._tls: SSL.Connection | None = tls
         self._tlsSocket = tlsSocket
-        self._plainSocket = plainSocket
+        self._plain = plain
+        self._plainSocket = plain.sock
         self._buffers = pool.buffers
         self._readiness = pool.readiness
         self._truncation = truncation
@@ -139,7 +142,8 @@ class Relay:
         self._inRest: memoryview | None = None  # decrypted, not yet taken by the program's socket
         self._inWaits = False  # for a buffer
         self._inEnd: str | None = None  # how reading TLS ended
-        self._inDelivered = False  # ... and that the program's socket knows
+        self._inDelivered = False  # ... and that the program's socket knows, or is being told
+        self._inTelling = False
 
         self._outBuffer: Buffer | None = None
         self._outRest: memoryview | None = None  # must be given to OpenSSL unchanged until it is taken
@@ -174,10 +178,10 @@ class Relay:
 
         @raise OSError: a socket is closed, or cannot be watched; nothing is owned then.
         """
-        for sock in (self._tlsSocket, self._plainSocket):
-            sock.setblocking(False)
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._tlsSocket.setblocking(False)
+        if self._tlsSocket.family in (socket.AF_INET, socket.AF_INET6):
+            self._tlsSocket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._plain.prepare()
         assert self._tls is not None
         if self._truncation == "allow":
             self._tls.set_options(SSL.OP_IGNORE_UNEXPECTED_EOF)
@@ -499,10 +503,9 @@ class Relay:
         if end == _CLEAN and not self._inDelivered:
             self._inDelivered = True
             if not self._programGone:
-                try:
-                    self._plainSocket.shutdown(socket.SHUT_WR)
-                except OSError:
-                    self._programLeft(True)
+                self._tellEnd()
+        if self._inTelling:
+            return
         if end == _CLEAN and self._outFailure is None:
             if self._outDone:
                 self._finish(resetPeer=False, resetProgram=False)
@@ -521,6 +524,26 @@ class Relay:
             self._closeTLS(reset=False)
             self._drain(_FIRST_DRAIN_CHECK)
 
+    def _tellEnd(self) -> None:
+        """Tell the program of its peer's end; where that takes a while, nothing ends before it."""
+        later = False
+
+        def done(failure: Failure | None) -> None:
+            self._inTelling = False
+            try:
+                if failure is not None and not isinstance(failure.value, OSError):
+                    self._log.failure("the end of a stream was not told", failure)
+                if failure is not None and not self._finished:
+                    self._programLeft(True)
+                if later:
+                    self._settle()
+            except Exception:
+                self._broke()
+
+        self._inTelling = True
+        self._plain.cleanEnd().addBoth(done)
+        later = self._inTelling
+
     def _drain(self, delay: float) -> None:
         """Wait until what was written last is acknowledged, which has no event, then end by a reset."""
         self._drainCall = None
@@ -530,7 +553,7 @@ class Relay:
             if queued(self._tlsSocket) == 0 or isOver(self._tlsSocket):
                 self._finish(resetPeer=True, resetProgram=True)
                 return
-        elif self._programGone or queued(self._plainSocket) == 0 or isOver(self._plainSocket):
+        elif self._programGone or self._plain.isDelivered():
             self._finish(resetPeer=True, resetProgram=True)
             return
         self._drainCall = self._clock.callLater(delay, self._drain, min(2 * delay, _LAST_DRAIN_CHECK))
@@ -588,6 +611,9 @@ class Relay:
                 if self._plainDescriptor != -1:
                     self._readiness.remove(self._plainDescriptor)
                     self._plainDescriptor = -1
-                close(self._plainSocket, resetProgram)
+                if resetProgram:
+                    self._plain.uncleanEnd()
+                else:
+                    self._plain.close()
             finally:
                 self.done.callback(None)

@@ -27,7 +27,7 @@ from ssa.api import IPPROTO_TLS, Address, DataPath, HostnameAddress, InternetAdd
 from ssa.connecting import Connecting
 from ssa.errors import Cause, SSAError, failed
 from ssa.factories import MakesFactories, RunningRelay, Secured, TLSFactory
-from ssa.interfaces import Fetched, IInterceptor
+from ssa.interfaces import Fetched, IInterceptor, IPlaintextEnd
 from ssa.listening import Listener
 from ssa.liveoptions import checkSettable, getLiveOption, setLiveOption
 from ssa.options import IConnectionInfo, Phase, SocketOptions
@@ -179,9 +179,11 @@ class TLSSocket:
         return self._life.stage()
 
     @property
-    def interceptorUID(self) -> int:
-        """The user whose interceptor has handed its sockets over."""
-        return self._interceptor.peerUID
+    def handedOverBy(self) -> int:
+        """
+        The user who may hold the sockets that were handed over as well: the interceptor's; of the kernel's, the program's.
+        """
+        return self._interceptor.peerUID or self.uid
 
     @property
     def hasRelay(self) -> bool:
@@ -420,14 +422,14 @@ class TLSSocket:
                 self._interceptor.established(self.id, secured.external, secured.remote, DataPath.RELAY),
                 _descriptorOf,
             )
-            plaintext = adoptPlaintextEnd(fd)
+            plaintext = self._interceptor.plaintextEnd(self.id, adoptPlaintextEnd(fd))
         except BaseException:
             secured.abort()
             raise
         self._life.established()
         self._startRelay(secured, plaintext)
 
-    def _startRelay(self, secured: Secured, plaintext: socket.socket) -> None:
+    def _startRelay(self, secured: Secured, plaintext: IPlaintextEnd) -> None:
         self._secured = secured
         self._relay = secured.relay(plaintext, self._relayEnded, self.uid)
 
@@ -487,9 +489,10 @@ class TLSSocket:
             if not self._mayAccept(self.uid):
                 raise Cause.LIMIT_REACHED.error("the user has too many TLS sockets to accept another one")
             newID, fd = await keepUntilTaken(
-                self._interceptor.accepted(self.id, secured.external, secured.remote), _descriptorOfAccepted
+                self._interceptor.accepted(self.id, secured.external, secured.remote, secured.real),
+                _descriptorOfAccepted,
             )
-            plaintext = adoptPlaintextEnd(fd)
+            plaintext = self._interceptor.plaintextEnd(newID, adoptPlaintextEnd(fd))
         except SSAError as error:
             secured.abort()
             self.log.info("a connection is not accepted: {error}; {program}", error=str(error), program=self.describe())

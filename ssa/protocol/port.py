@@ -20,7 +20,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ssa.interfaces import IEventReceiver, IInterceptor
-from ssa.protocol.daemon import DaemonEnd, LinkLimits, peerCredentials
+from ssa.protocol.answering import LinkLimits
+from ssa.protocol.daemon import DaemonEnd, peerCredentials
 from ssa.protocol.link import BoundedLog
 from ssa.protocol.messages import Answer, Event
 

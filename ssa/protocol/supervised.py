@@ -6,7 +6,8 @@ The parts: L{ssa.protocol.link} moves frames and descriptors, L{ssa.protocol.int
 two ends, L{ssa.protocol.port} is where the daemon listens.
 """
 
-from ssa.protocol.daemon import DaemonEnd, LinkLimits
+from ssa.protocol.answering import LinkLimits
+from ssa.protocol.daemon import DaemonEnd
 from ssa.protocol.interceptor import InterceptorEnd
 from ssa.protocol.link import Link
 from ssa.protocol.port import SupervisedPort

@@ -17,8 +17,9 @@ from ssa.admission import Admission
 from ssa.api import DataPath, InternetAddress
 from ssa.errors import SSAError
 from ssa.factories import TLSFactory
-from ssa.interfaces import Fetched, IInterceptor
+from ssa.interfaces import Fetched, IInterceptor, IPlaintextEnd
 from ssa.options import SocketOptions
+from ssa.plaintext import TCPEnd
 from ssa.policy.profile import Policy, Profile
 from ssa.sockets import Services
 from ssa.tls.identity import Identity
@@ -101,10 +102,15 @@ class FakeInterceptor:
         self.establishes.append((id, pending))
         return pending
 
-    def accepted(self, id: int, external: InternetAddress, remote: InternetAddress) -> Deferred[tuple[int, int]]:
+    def accepted(
+        self, id: int, external: InternetAddress, remote: InternetAddress, connection: socket.socket
+    ) -> Deferred[tuple[int, int]]:
         pending: Deferred[tuple[int, int]] = Deferred()
         self.accepts.append((id, pending))
         return pending
+
+    def plaintextEnd(self, id: int, sock: socket.socket) -> TCPEnd:
+        return TCPEnd(sock)
 
     def giveReal(self, sock: socket.socket | None = None) -> None:
         """Answer the last fetch with a connected socket."""
@@ -129,7 +135,7 @@ class FakeRelay:
     """A relay that does nothing."""
 
     def __init__(
-        self, real: socket.socket, plaintext: socket.socket, ended: Callable[[SSAError | None], None]
+        self, real: socket.socket, plaintext: IPlaintextEnd, ended: Callable[[SSAError | None], None]
     ) -> None:
         self.real = real
         self.plaintext = plaintext
@@ -165,7 +171,7 @@ class FakeSecured:
         self.relays: list[FakeRelay] = []
         self.aborted = False
 
-    def relay(self, plaintext: socket.socket, ended: Callable[[SSAError | None], None], user: int) -> FakeRelay:
+    def relay(self, plaintext: IPlaintextEnd, ended: Callable[[SSAError | None], None], user: int) -> FakeRelay:
         self.relays.append(FakeRelay(self.real, plaintext, ended))
         return self.relays[-1]
 

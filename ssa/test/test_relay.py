@@ -25,6 +25,7 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest, TestCase
 
+from ssa.plaintext import TCPEnd
 from ssa.relay import Relay, RelayPool, prepareContext
 
 T = TypeVar("T")
@@ -164,7 +165,7 @@ class RelayFixture(TestCase):
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
         program.settimeout(PATIENCE)
         relay = Relay(
-            IReactorTime(reactor), mine, near, plain, more.pop("pool", self.pool), onReason=self.reasons.append, **more
+            IReactorTime(reactor), mine, near, TCPEnd(plain), more.pop("pool", self.pool), onReason=self.reasons.append, **more
         )
         self.addCleanup(program.close)
         self.addCleanup(far.close)
@@ -729,7 +730,7 @@ class KeyUpdateTests(RelayFixture):
         plain, client = tcpPair()
         client.settimeout(PATIENCE)
         self.addCleanup(client.close)
-        relay = Relay(IReactorTime(reactor), tls, near, plain, self.pool, onReason=self.reasons.append)
+        relay = Relay(IReactorTime(reactor), tls, near, TCPEnd(plain), self.pool, onReason=self.reasons.append)
         self.addCleanup(relay.abort, "the test is over")
         relay.start()
 

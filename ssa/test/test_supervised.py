@@ -37,7 +37,8 @@ from ssa.errors import SSAError
 from ssa.interfaces import Fetched, IEventReceiver, IInterceptor, IRequests
 from ssa.netlink.codec import Acknowledgement, BadValueError
 from ssa.protocol import messages
-from ssa.protocol.daemon import DaemonEnd, LinkLimits, peerCredentials
+from ssa.protocol.answering import LinkLimits
+from ssa.protocol.daemon import DaemonEnd, peerCredentials
 from ssa.protocol.interceptor import InterceptorEnd
 from ssa.protocol.link import LARGEST_FRAME, NO_DESCRIPTOR, Link, closeDescriptors
 from ssa.protocol.memfd import LARGEST_INLINE, createMemoryFile, readMemoryFile
