@@ -19,13 +19,15 @@ pathlib.Path(sysconfig.get_path("purelib"), "ssa-tree.pth").write_text(os.getcwd
 endef
 export WRITE_PATH
 
-.PHONY: help venv demo test test-noninterference bench soak docs lint wheel-check clean
+.PHONY: help venv demo test test-noninterference test-vm test-vm-debug bench soak docs lint wheel-check clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    TLS by socket(2), shown with a throw-away CA"
 	@echo "make test    the whole test suite"
 	@echo "make test-noninterference   CPython's own tests with and without ssa run"
+	@echo "make test-vm        the kernel module on Debian's kernels 6.1 and 6.12, in a virtual machine"
+	@echo "make test-vm-debug  the same on a kernel with KASAN, lockdep and kmemleak, which it builds"
 	@echo "make bench   the relay against stunnel, haproxy, nginx (as root: installs them)"
 	@echo "make soak    10,000 connections, then look for leaks"
 	@echo "make lint    ruff, mypy, pydoctor, Sphinx"
@@ -63,12 +65,20 @@ test: $(STAMP)
 test-noninterference: $(STAMP)
 	$(RUN)/python -m ssa.test.noninterference --parallel $(MODULES)
 
+test-vm: $(STAMP)
+	@$(RUN)/python -m ssa.test.vm test $(SCENARIOS)
+
+test-vm-debug: $(STAMP)
+	@$(RUN)/python -m ssa.test.vm test --kernel debug $(SCENARIOS)
+
 bench: $(STAMP)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  for tool in stunnel4 haproxy nginx; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
-	  [ -z "$$missing" ] || RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
-	    apt-get -q -y install --no-install-recommends $$missing </dev/null; fi
-	$(RUN)/python -m benchmarks.run
+	  for tool in stunnel4 haproxy nginx libnginx-mod-stream; do \
+	    dpkg-query -W -f='$${Status}' $$tool 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$tool"; done; \
+	  [ -z "$$missing" ] || { export RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive; \
+	    apt-get -q -y install --no-install-recommends $$missing </dev/null || { apt-get -q update && \
+	    apt-get -q -y install --no-install-recommends $$missing </dev/null; }; } fi
+	$(RUN)/python -m benchmarks.run --system "$(CURDIR)/$(BIN)/ssa run --embedded --" $(BENCH_ARGUMENTS)
 
 soak: $(STAMP)
 	$(RUN)/python -m ssa.test.soak $(CONNECTIONS)
