@@ -119,19 +119,11 @@ static bool ssa_names_file(int name)
 	return name == TLS_TRUSTED_PEER_CERTIFICATES || name == TLS_CERTIFICATE_CHAIN || name == TLS_PRIVATE_KEY;
 }
 
-/* Whether the daemon that there is knows a socket. */
-static int ssa_reachable(const struct ssa_sock *s)
-{
-	if (s->session != ssa_session())
-		return -ENETDOWN;
-	return READ_ONCE(s->refused);
-}
-
 static int ssa_set_tls(struct sock *sk, int level, int name, const u8 *value, size_t size)
 {
 	struct ssa_sock *s = ssa_sk(sk);
 	struct ssa_event *event;
-	int error = ssa_reachable(s);
+	int error = ssa_served(s);
 
 	if (error)
 		return error;
@@ -202,7 +194,7 @@ static int ssa_upgrade(struct socket *sock, const u8 *value, size_t size)
 		error = nonblock ? -EALREADY : ssa_await(sock, false);
 		goto unlock;
 	}
-	error = s->state == SSA_NEW ? ssa_reachable(s) : -EISCONN;
+	error = s->state == SSA_NEW ? ssa_served(s) : -EISCONN;
 	if (error)
 		goto unlock;
 	locals = ssa_address(sock_from_file(file), false, &local);
@@ -331,7 +323,7 @@ int ssa_getsockopt(struct socket *sock, int level, int name, char __user *value,
 		return -EFAULT;
 	if (room < 0)
 		return -EINVAL;
-	error = ssa_reachable(s);
+	error = ssa_served(s);
 	if (error)
 		return error;
 	event = ssa_event_new(sk, SSA_C_GETSOCKOPT_NOTIFY, 64);

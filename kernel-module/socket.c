@@ -31,7 +31,13 @@ struct sock *ssa_get(u64 id)
 	return sk;
 }
 
-static void ssa_fields(struct sock *sk)
+/* From now on ssa_get finds it. */
+int ssa_publish(struct sock *sk)
+{
+	return xa_err(xa_store(&ssa_sockets, ssa_sk(sk)->id, sk, GFP_KERNEL_ACCOUNT));
+}
+
+void ssa_fields(struct sock *sk)
 {
 	struct ssa_sock *s = ssa_sk(sk);
 
@@ -44,7 +50,7 @@ static void ssa_fields(struct sock *sk)
 	sock_lock_init_class_and_name(sk, "slock-SSA", &ssa_slock_key, "sk_lock-SSA", &ssa_lock_key);
 }
 
-static void ssa_graft(struct ssa_sock *s, struct socket *sock)
+void ssa_graft(struct ssa_sock *s, struct socket *sock)
 {
 	s->wq = &sock->wq;
 	lockdep_set_class(&sock->wq.wait.lock, &ssa_wait_key);
@@ -83,7 +89,7 @@ void ssa_carry_to(struct sock *sk, struct sock *inner)
 }
 
 /* What getsockopt shows for a socket that nobody has changed: TCP's own values. */
-static void ssa_inherit(struct sock *sk, struct sock *inner)
+void ssa_inherit(struct sock *sk, struct sock *inner)
 {
 	sk->sk_sndbuf = inner->sk_sndbuf;
 	sk->sk_rcvbuf = inner->sk_rcvbuf;
@@ -152,7 +158,7 @@ static int ssa_init_sock(struct sock *sk)
 	s->inner = inner;
 	tcp_sock_set_nodelay(inner->sk);
 	ssa_inherit(sk, inner->sk);
-	error = xa_err(xa_store(&ssa_sockets, s->id, sk, GFP_KERNEL_ACCOUNT));
+	error = ssa_publish(sk);
 	if (error)
 		return error;
 	return ssa_announce(sk);
@@ -307,28 +313,6 @@ static void ssa_stop_inner(struct socket *inner)
 	kernel_sock_shutdown(inner, SHUT_RDWR);
 }
 
-/* End a connection that no program has got. */
-void ssa_child_drop(struct sock *child)
-{
-	struct ssa_sock *s = ssa_sk(child);
-
-	lock_sock(child);
-	ssa_set_state(s, SSA_CLOSED);
-	child->sk_state = TCP_CLOSE;
-	release_sock(child);
-	if (s->closing)
-		ssa_event_post(s->closing);
-	sk_common_release(child);
-}
-
-/* The same for one that the daemon has not heard of. */
-void ssa_child_discard(struct sock *child)
-{
-	ssa_event_put(ssa_sk(child)->closing);
-	ssa_sk(child)->closing = NULL;
-	ssa_child_drop(child);
-}
-
 static int ssa_release(struct socket *sock)
 {
 	struct ssa_sock *s, *child, *next;
@@ -387,7 +371,7 @@ static int ssa_bind(struct socket *sock, struct sockaddr *address, int size)
 }
 
 /* Whether the daemon that there is serves a socket; an errno if not. */
-static int ssa_served(const struct ssa_sock *s)
+int ssa_served(const struct ssa_sock *s)
 {
 	if (s->session != ssa_session() || s->state == SSA_DEAD)
 		return -ENETDOWN;
@@ -533,174 +517,6 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 	}
 	release_sock(sk);
 	return error;
-}
-
-static int ssa_listen(struct socket *sock, int backlog)
-{
-	struct sock *sk = sock->sk;
-	struct ssa_sock *s = ssa_sk(sk);
-	struct sockaddr_storage local;
-	struct ssa_event *event;
-	u32 wanted;
-	int error, size;
-
-	lock_sock(sk);
-	error = -EINVAL;
-	if (s->state != SSA_NEW && s->state != SSA_LISTEN)
-		goto unlock;
-	error = ssa_served(s);
-	if (error)
-		goto unlock;
-	wanted = min_t(unsigned int, backlog, READ_ONCE(sock_net(sk)->core.sysctl_somaxconn));
-	ssa_carry_to(sk, s->inner->sk);
-	size = ssa_address(s->inner, false, &local);
-	error = size;
-	if (size < 0)
-		goto unlock;
-	event = ssa_event_new(sk, SSA_C_LISTEN_NOTIFY, SSA_ADDRESS_SIZE + 16);
-	error = PTR_ERR_OR_ZERO(event);
-	if (error)
-		goto unlock;
-	ssa_event_add(event, SSA_A_BACKLOG, &wanted, sizeof(wanted));
-	ssa_event_add(event, SSA_A_SOCKADDR_EXTERNAL, &local, size);
-	s->backlog = wanted;
-	/* Listens before it is asked for: the daemon's refusal ends it again. */
-	error = READ_ONCE(s->inner->ops)->listen(s->inner, backlog);
-	if (!error) {
-		enum ssa_state old = s->state;
-
-		sk->sk_max_ack_backlog = wanted;
-		sk->sk_state = TCP_LISTEN;
-		ssa_set_state(s, SSA_LISTEN);
-		error = ssa_event_post(event);
-		release_sock(sk);
-		if (!error)
-			error = ssa_event_wait(event);
-		lock_sock(sk);
-		if (error && error != -ERESTARTSYS && old == SSA_NEW && s->state == SSA_LISTEN) {
-			sk->sk_state = TCP_CLOSE;
-			ssa_set_state(s, SSA_NEW);
-			kernel_sock_shutdown(s->inner, SHUT_RDWR);
-		}
-	}
-	ssa_event_put(event);
-unlock:
-	release_sock(sk);
-	return error;
-}
-
-/* A connection whose handshake has ended, not yet in a program.  Takes its own references of the files. */
-struct sock *ssa_child_new(struct sock *listener, struct file *tcp, struct file *data, bool ktls)
-{
-	struct ssa_sock *parent = ssa_sk(listener);
-	struct ssa_sock *s;
-	struct sock *sk;
-	int error;
-
-	sk = sk_alloc(sock_net(listener), listener->sk_family, GFP_KERNEL, listener->sk_prot, 0);
-	if (!sk)
-		return ERR_PTR(-ENOMEM);
-	sock_init_data(NULL, sk);
-	sk->sk_protocol = IPPROTO_TLS;
-	sk->sk_destruct = inet_sock_destruct;
-	sk->sk_type = SOCK_STREAM;
-	sk->sk_backlog_rcv = listener->sk_prot->backlog_rcv;
-#if IS_ENABLED(CONFIG_IPV6)
-	if (sk->sk_family == AF_INET6)
-		inet_sk(sk)->pinet6 = &((struct ssa6_sock *)sk)->np;
-#endif
-	ssa_fields(sk);
-	s = ssa_sk(sk);
-	s->inner_file = get_file(tcp);
-	s->inner = sock_from_file(tcp);
-	s->data_file = get_file(data);
-	s->data = sock_from_file(data);
-	s->ktls = ktls;
-	ssa_inherit(sk, s->inner->sk);
-	sk->sk_rcvtimeo = listener->sk_rcvtimeo;
-	sk->sk_sndtimeo = listener->sk_sndtimeo;
-	sk->sk_rcvlowat = listener->sk_rcvlowat;
-	sk->sk_state = TCP_ESTABLISHED;
-	ssa_set_state(s, SSA_ESTABLISHED);
-	/* It counts for the user of the listener. */
-	error = ssa_user_share(s, parent);
-	if (!error) {
-		s->closing = ssa_event_new(sk, SSA_C_CLOSE_NOTIFY, 0);
-		if (IS_ERR(s->closing)) {
-			error = PTR_ERR(s->closing);
-			s->closing = NULL;
-		}
-	}
-	if (!error)
-		error = xa_err(xa_store(&ssa_sockets, s->id, sk, GFP_KERNEL));
-	if (error) {
-		ssa_child_discard(sk);
-		return ERR_PTR(error);
-	}
-	return sk;
-}
-
-/* Wait for a connection in the queue.  Under lock_sock, which is given up meanwhile. */
-static struct ssa_sock *ssa_queue_wait(struct sock *sk, int flags, int *error)
-{
-	struct ssa_sock *s = ssa_sk(sk), *child;
-	long timeout = sock_rcvtimeo(sk, flags & O_NONBLOCK);
-	DEFINE_WAIT(wait);
-
-	for (;;) {
-		*error = s->state == SSA_DEAD ? -ENETDOWN : -EINVAL;
-		if (s->state != SSA_LISTEN)
-			return NULL;
-		child = list_first_entry_or_null(&s->queue, struct ssa_sock, link);
-		if (child) {
-			list_del_init(&child->link);
-			s->queued--;
-			*error = 0;
-			return child;
-		}
-		*error = -EAGAIN;
-		if (!timeout)
-			return NULL;
-		*error = sock_intr_errno(timeout);
-		if (signal_pending(current))
-			return NULL;
-		prepare_to_wait_exclusive(sk_sleep(sk), &wait, TASK_INTERRUPTIBLE);
-		release_sock(sk);
-		timeout = schedule_timeout(timeout);
-		lock_sock(sk);
-		finish_wait(sk_sleep(sk), &wait);
-	}
-}
-
-static SSA_ACCEPT(ssa_accept)
-{
-	struct sock *sk = sock->sk;
-	struct ssa_sock *child;
-	struct ssa_event *event;
-	int error;
-
-	lock_sock(sk);
-	child = ssa_queue_wait(sk, SSA_ACCEPT_FLAGS, &error);
-	if (child) {
-		struct sock *new = (struct sock *)child;
-
-		lock_sock_nested(new, SINGLE_DEPTH_NESTING);
-		ssa_graft(child, newsock);
-		sock_graft(new, newsock);
-		ssa_relay_start(child);
-		newsock->state = SS_CONNECTED;
-		release_sock(new);
-	}
-	release_sock(sk);
-	if (error)
-		return error;
-	event = ssa_event_new((struct sock *)child, SSA_C_ACCEPT_NOTIFY, SSA_CALLER_SIZE);
-	if (!IS_ERR(event)) {
-		if (!ssa_event_add_caller(event))
-			ssa_event_post(event);
-		ssa_event_put(event);
-	}
-	return 0;
 }
 
 static int ssa_getname(struct socket *sock, struct sockaddr *address, int peer)

@@ -3,7 +3,8 @@
  * What the files of the module share.
  *
  * main.c    registration: the protocols, the netlink family
- * socket.c  the life of a socket: create, bind, connect, listen, accept, release
+ * socket.c  the life of a socket: create, bind, connect, release
+ * listen.c  listeners, and connections on their way to accept
  * data.c    send, receive, poll, shutdown, and records of kTLS that are no data
  * option.c  getsockopt and setsockopt, and the files that options name
  * event.c   events on their way to the daemon, and its answers
@@ -144,15 +145,24 @@ extern struct proto ssa6_prot;
 extern struct inet_protosw ssa6_protosw;
 #endif
 struct sock *ssa_get(u64 id);
+int ssa_publish(struct sock *sk);
+void ssa_fields(struct sock *sk);
+void ssa_graft(struct ssa_sock *s, struct socket *sock);
+void ssa_inherit(struct sock *sk, struct sock *inner);
+int ssa_served(const struct ssa_sock *s);
 void ssa_finish(struct sock *sk, int error);
 void ssa_relay_start(struct ssa_sock *s);
 void ssa_daemon_gone(void);
 void ssa_carry_to(struct sock *sk, struct sock *inner);
+int ssa_await(struct socket *sock, bool nonblock);
+int ssa_address(struct socket *sock, bool peer, struct sockaddr_storage *address);
+
+/* listen.c */
+int ssa_listen(struct socket *sock, int backlog);
+SSA_ACCEPT(ssa_accept);
 struct sock *ssa_child_new(struct sock *listener, struct file *tcp, struct file *data, bool ktls);
 void ssa_child_drop(struct sock *child);
 void ssa_child_discard(struct sock *child);
-int ssa_await(struct socket *sock, bool nonblock);
-int ssa_address(struct socket *sock, bool peer, struct sockaddr_storage *address);
 
 /* data.c */
 __poll_t ssa_poll(struct file *file, struct socket *sock, struct poll_table_struct *table);
