@@ -35,7 +35,7 @@ NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
 
-_SO_RCVBUFFORCE = 33
+SO_RCVBUFFORCE = 33
 
 MAXIMUM_DATAGRAM = 1 << 20
 """The longest datagram that is accepted, in bytes.  Dumps come in pieces of at most 32 KiB, single messages may be longer."""
@@ -358,7 +358,7 @@ class NetlinkPort(FileDescriptor):
         self.strict = self.strict and self._optional(sock, NETLINK_GET_STRICT_CHK)
         if self._receiveBuffer is not None:
             try:
-                sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, self._receiveBuffer)
+                sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, self._receiveBuffer)
             except OSError as error:
                 if error.errno != EPERM:
                     raise
