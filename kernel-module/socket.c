@@ -259,6 +259,9 @@ void ssa_finish(struct sock *sk, int error)
 			s->inner_file = s->spare_file;
 			s->inner = sock_from_file(s->inner_file);
 			s->spare_file = NULL;
+		} else {
+			/* The daemon's close is not the last one, so this tells the peer. */
+			kernel_sock_shutdown(s->inner, SHUT_RDWR);
 		}
 		s->reset = true;
 		sk->sk_state = TCP_CLOSE;
