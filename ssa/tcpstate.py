@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import sys
@@ -39,11 +40,17 @@ def close(sock: socket.socket, reset: bool) -> None:
 
     A linger time that the program chose would block close(2), non-blocking socket or not, and with it everyone else.
 
+    The kernel module keeps the real sockets of its programs open, so that this close is not the last one: the peer is told by
+    shutdown(2) before.
+
     @param reset: send RST, and drop what is still queued.
     """
     if sock.fileno() == -1:
         return
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE if reset else _ORDINARY_CLOSE)
+        if not reset:
+            with contextlib.suppress(OSError):  # it is not connected any more
+                sock.shutdown(socket.SHUT_RDWR)
     finally:
         sock.close()
