@@ -98,11 +98,14 @@ setup(
         "test": [
             # Properties of the codecs and parsers on generated input.
             "hypothesis >= 6.100",
+            # Another implementation of netlink, with which ours has to agree.
+            "pyroute2 >= 0.9.1",
             # The protocol's definition, kernel-module/ssa.yaml, is compared with the code.
             "pyyaml >= 6.0",
         ],
         "dev": [
             "hypothesis >= 6.100",
+            "pyroute2 >= 0.9.1",
             "pyyaml >= 6.0",
             "types-PyYAML",
             "types-setuptools",

@@ -174,7 +174,7 @@ class GenericNetlinkProtocol(NetlinkProtocol):
         """
         Look up a family.
 
-        @return: fires with its description; fails as L{request} does, with L{NetlinkError} C{ENOENT}: the kernel has none of
+        @return: fires with its description; fails as L{NetlinkProtocol.request} does, with L{NetlinkError} C{ENOENT}: the kernel has none of
             that name (its module may not be loaded).
         """
         return Deferred.fromCoroutine(self._family(name))
@@ -197,7 +197,7 @@ class GenericNetlinkProtocol(NetlinkProtocol):
         """
         List all families with their commands and groups.
 
-        @return: fires with their descriptions; fails as L{dump} does.
+        @return: fires with their descriptions; fails as L{NetlinkProtocol.dump} does.
         """
         return Deferred.fromCoroutine(self._list())
 
@@ -280,10 +280,10 @@ class GenericNetlinkProtocol(NetlinkProtocol):
         @param values: attributes by name.
         @param table: encodes them.
         @param replyTable: decodes those of the reply, by default C{table}.
-        @param flags: as for L{request}.
-        @param timeout: seconds, by default L{timeout}.
+        @param flags: as for L{NetlinkProtocol.request}.
+        @param timeout: seconds, by default L{NetlinkProtocol.timeout}.
         @param header: the family's own header, padded to four bytes.
-        @return: fires with the reply or, if there was none before the acknowledgement, with None; fails as L{request} and
+        @return: fires with the reply or, if there was none before the acknowledgement, with None; fails as L{NetlinkProtocol.request} and
             L{family} do.
         """
         decode = table if replyTable is None else replyTable
@@ -324,7 +324,7 @@ class GenericNetlinkProtocol(NetlinkProtocol):
         Ask a family for all there is.
 
         @param attempts: how often to ask, if the answer changes while it is given.
-        @return: fires with the replies; fails as L{dump} and L{family} do.  The other parameters are those of L{call}.
+        @return: fires with the replies; fails as L{NetlinkProtocol.dump} and L{family} do.  The other parameters are those of L{call}.
         """
         decode = table if replyTable is None else replyTable
         return Deferred.fromCoroutine(

@@ -44,7 +44,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ssa.interfaces",),
     ("ssa.api",),
     ("ssa.errors", "ssa.version"),
-    # A library of its own.
+    # A library of its own: a kernel in memory, generic netlink, requests, the socket, messages.
+    ("ssa.netlink.testing",),
+    ("ssa.netlink.generic",),
+    ("ssa.netlink.protocol",),
+    ("ssa.netlink.port",),
     ("ssa.netlink.*",),
 )
 """
@@ -52,7 +56,10 @@ From the top to the bottom; a module may import from its own layer and from thos
 pattern, a longer pattern before a shorter one.
 """
 
-NO_REACTOR = ("ssa.netlink.codec", "ssa.protocol.messages", "ssa.policy.*", "ssa.errors", "ssa.api", "ssa.interfaces")
+NO_REACTOR = (
+    "ssa.netlink.codec", "ssa.netlink.errors", "ssa.protocol.messages", "ssa.policy.*", "ssa.errors", "ssa.api",
+    "ssa.interfaces",
+)  # fmt: skip
 """Modules that work without any event loop: nothing of C{twisted.internet} but names of interfaces and Deferred."""
 
 REACTOR_USERS = (
