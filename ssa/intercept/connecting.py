@@ -138,9 +138,11 @@ class Connecting:
             core.fail(call, EINVAL)
         elif isUnspecified(raw):
             self._disconnect(call, endpoint, sock)
-        elif endpoint.state is State.CONNECTED or endpoint.state is State.DEAD:
-            # the kernel knows: EISCONN, or 0 once after a non-blocking attempt
-            core.fail(call, _rawConnect(sock, raw)) if endpoint.state is State.CONNECTED else core.fail(call, ENETDOWN)
+        elif endpoint.state is State.CONNECTED:
+            number = _rawConnect(sock, raw)  # the kernel knows: EISCONN, or 0 once after a non-blocking attempt
+            core.fail(call, number) if number else core.succeed(call)
+        elif endpoint.state is State.DEAD:
+            core.fail(call, ENETDOWN)
         elif endpoint.state is State.LISTENING:
             core.fail(call, EISCONN)
         elif endpoint.state is State.CONNECTING:

@@ -27,6 +27,7 @@ from ssa.api import InternetAddress
 from ssa.intercept import linux
 from ssa.intercept.core import TCP_ESTABLISHED, tcpState
 from ssa.intercept.namespace import (
+    EXISTING,
     NETLINK_SOCK_DIAG,
     RawAddress,
     connectAtOnce,
@@ -81,6 +82,11 @@ class _Hole:
         self.address: RawAddress = self._listener.getsockname()
         self._plug = socket.socket(family, socket.SOCK_STREAM)
         self._plug.connect(self.address)
+
+    def close(self) -> None:
+        """Close the listener, and what fills its queue."""
+        self._plug.close()
+        self._listener.close()
 
     def sharer(self) -> socket.socket:
         """A socket bound to the hole's address."""
@@ -183,7 +189,7 @@ class LoopbackNetwork:
                 program.shutdown(socket.SHUT_RDWR)
 
     def living(self) -> set[int]:
-        return {cookie for cookie, _, _, _ in dumpSockets(self._diagnosis, 0xFFFFFFFF)}
+        return {cookie for cookie, _, _, _ in dumpSockets(self._diagnosis, EXISTING)}
 
     def pair(self, family: int, local: InternetAddress, remote: InternetAddress) -> tuple[socket.socket, socket.socket]:
         host = self._holes[family].host

@@ -38,6 +38,8 @@ _NLM_F_REQUEST_DUMP = 0x301
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _SYN_SENT = 2
+EXISTING = 0xFFFFFFFF & ~(1 << 6)
+"""All states but TIME_WAIT, in which there is only the memory of a socket; for L{dumpSockets}."""
 DESTROY_GROUPS = 0b101  # SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY
 _SO_COOKIE = 57
 _SO_RCVBUFFORCE = 33

@@ -21,7 +21,7 @@ from zope.interface import Attribute, Interface, implementer
 from ssa.api import InternetAddress
 from ssa.intercept.launch import releaseDescriptors
 from ssa.intercept.linux import CLONE_NEWUSER, nameProcess, unshare
-from ssa.intercept.namespace import UNBOUND, NamespaceHelper, RawAddress, attachFilter, dumpSockets, socketCookie
+from ssa.intercept.namespace import EXISTING, UNBOUND, NamespaceHelper, RawAddress, attachFilter, dumpSockets, socketCookie
 
 _PORTS_TRIED = 64
 
@@ -241,7 +241,7 @@ class NamespaceNetwork:
         self._helper.call("fail", self._number, False, cookie, name, UNBOUND[family])
 
     def living(self) -> set[int]:
-        return {cookie for asked in self._asked for cookie, _, _, _ in dumpSockets(asked, 0xFFFFFFFF)}
+        return {cookie for asked in self._asked for cookie, _, _, _ in dumpSockets(asked, EXISTING)}
 
     def pair(self, family: int, local: InternetAddress, remote: InternetAddress) -> tuple[socket.socket, socket.socket]:
         _, (sock, plain) = self._helper.call("pair", self._number, family, local.forSocket(), remote.forSocket())
