@@ -174,8 +174,8 @@ class GenericNetlinkProtocol(NetlinkProtocol):
         """
         Look up a family.
 
-        @return: fires with its description; fails as L{NetlinkProtocol.request} does, with L{NetlinkError} C{ENOENT}: the kernel has none of
-            that name (its module may not be loaded).
+        @return: fires with its description; fails as L{NetlinkProtocol.request} does, with L{NetlinkError} C{ENOENT}: the
+            kernel has none of that name (its module may not be loaded).
         """
         return Deferred.fromCoroutine(self._family(name))
 
@@ -283,8 +283,8 @@ class GenericNetlinkProtocol(NetlinkProtocol):
         @param flags: as for L{NetlinkProtocol.request}.
         @param timeout: seconds, by default L{NetlinkProtocol.timeout}.
         @param header: the family's own header, padded to four bytes.
-        @return: fires with the reply or, if there was none before the acknowledgement, with None; fails as L{NetlinkProtocol.request} and
-            L{family} do.
+        @return: fires with the reply or, if there was none before the acknowledgement, with None; fails as
+            L{NetlinkProtocol.request} and L{family} do.
         """
         decode = table if replyTable is None else replyTable
         return Deferred.fromCoroutine(self._call(family, command, values or {}, table, decode, flags, timeout, header))
@@ -324,7 +324,8 @@ class GenericNetlinkProtocol(NetlinkProtocol):
         Ask a family for all there is.
 
         @param attempts: how often to ask, if the answer changes while it is given.
-        @return: fires with the replies; fails as L{NetlinkProtocol.dump} and L{family} do.  The other parameters are those of L{call}.
+        @return: fires with the replies; fails as L{NetlinkProtocol.dump} and L{family} do.  The other parameters are those
+            of L{call}.
         """
         decode = table if replyTable is None else replyTable
         return Deferred.fromCoroutine(
