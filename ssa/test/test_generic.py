@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ssa.netlink.codec import (
+    Acknowledgement,
     AttributePolicy,
     AttributeTable,
     BadValueError,
@@ -142,14 +143,24 @@ class GenericTests(SynchronousTestCase):
         self.failure(self.protocol.call("key-value", ADD, {"key": "d", "value": 1}, TABLE, narrow), BadReplyError)
         self.failure(self.protocol.callDump("key-value", LIST, replyTable=narrow), BadReplyError)
         self.kernel.silent = True
-        for kind, values in ((99, {"familyName": "x", "familyID": 7}), (16, {}), (16, {"familyName": "y", "familyID": 7})):
+        named: dict[str, Value] = {"familyName": "x", "familyID": 7}
+        good = GenericMessage(CTRL_CMD_NEWFAMILY, 2, CONTROL.encode(named)).encode()
+        other = GenericMessage(CTRL_CMD_NEWFAMILY, 2, CONTROL.encode({**named, "familyName": "y"})).encode()
+        nameless = GenericMessage(CTRL_CMD_NEWFAMILY, 2, b"").encode()
+        for kind, payload in ((99, good), (GENL_ID_CTRL, other), (GENL_ID_CTRL, nameless), (GENL_ID_CTRL, b""), (0, b"")):
             waits = self.protocol.family("x")
-            payload = GenericMessage(CTRL_CMD_NEWFAMILY, 2, CONTROL.encode(values)).encode()  # type: ignore[arg-type]
-            self.socket.deliver(NetlinkMessage(kind, 0, self.protocol._sequence, 0, payload).encode())
-            self.socket.deliver(NetlinkMessage(2, 0x100, self.protocol._sequence, 0, bytes(8) + bytes(12)).encode())
-            self.reactor.run()
-            self.reactor.advance(20)
-            self.failureResultOf(waits)
+            sequence = self.protocol._sequence
+            if kind:
+                self.socket.deliver(NetlinkMessage(kind, 0, sequence, 0, payload).encode())
+            self.socket.deliver(Acknowledgement(0, sequence, GENL_ID_CTRL).encode(self.port.portID))
+            self.failure(waits, BadReplyError)
+        waits = self.protocol.family("x")
+        sequence = self.protocol._sequence
+        self.socket.deliver(NetlinkMessage(GENL_ID_CTRL, 0, sequence, 0, good).encode())
+        self.socket.deliver(Acknowledgement(0, sequence, GENL_ID_CTRL).encode(self.port.portID))
+        family = self.result(waits)
+        reply = NetlinkMessage(GENL_ID_CTRL, 0, 1, 0, good)
+        self.assertRaises(BadReplyError, self.protocol._decode, family, reply, CONTROL)
 
     def test_ownHeader(self) -> None:
         """Families with a header of their own, between the generic one and the attributes."""
