@@ -28,8 +28,11 @@ from ssa.netlink.port import NETLINK_ROUTE, NetlinkPort
 from ssa.netlink.protocol import NetlinkProtocol
 
 NOT_POSSIBLE = 77
-KINDS = ("dummy", "bridge", "ifb", "veth")
-"""Devices that need nothing but a name; a kernel may lack any of them."""
+KINDS = ("bridge", "veth")
+"""
+Devices that need nothing but a name; a kernel may lack any of them.  The modules of others (dummy, ifb) make devices of their
+own in the machine's namespace when they are loaded.
+"""
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTNLGRP_LINK = 1
