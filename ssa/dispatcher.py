@@ -63,7 +63,7 @@ class Dispatcher:
         self._byInterceptor: dict[IInterceptor, dict[int, TLSSocket]] = {}
         self._alive: set[TLSSocket] = set()
         self._ofUser: Counter[int] = Counter()
-        self._pendingEvents: Counter[IInterceptor] = Counter()
+        self._pendingEvents: Counter[tuple[IInterceptor, int]] = Counter()
         self._answers: dict[Deferred[Answer], Callable[[SSAError], None]] = {}
         self._stopping = False
         self._afterLoss: list[Callable[[], None]] = []
@@ -105,10 +105,11 @@ class Dispatcher:
             except SSAError as error:
                 self.log.debug("{event} of socket {id}: {error}", event=event.command.name, id=event.id, error=error)
             return None
-        refusal = self._refusal(interceptor)
+        payer = (interceptor, self._userOf(interceptor, event))
+        refusal = self._refusal(payer)
         if refusal is not None:
             return succeed(self._refuse(event, refusal))
-        self._pendingEvents[interceptor] += 1
+        self._pendingEvents[payer] += 1
         result: object = None
 
         def abandoned(_: object) -> None:
@@ -119,9 +120,9 @@ class Dispatcher:
 
         def finish(reply: Answer) -> None:
             if self._answers.pop(answer, None) is not None:
-                self._pendingEvents[interceptor] -= 1
-                if not self._pendingEvents[interceptor]:
-                    del self._pendingEvents[interceptor]
+                self._pendingEvents[payer] -= 1
+                if not self._pendingEvents[payer]:
+                    del self._pendingEvents[payer]
                 answer.callback(reply)
 
         self._answers[answer] = lambda error: finish(self._refuse(event, error))
@@ -287,11 +288,18 @@ class Dispatcher:
         limits = self._services.policy.default.limits
         return len(self._alive) < limits.maxSockets and (uid == 0 or self._ofUser[uid] < limits.maxSocketsPerUser)
 
-    def _refusal(self, interceptor: IInterceptor) -> SSAError | None:
+    def _userOf(self, interceptor: IInterceptor, event: Event) -> int:
+        """The user whose program waits for an event's answer."""
+        if isinstance(event, SocketNotify):
+            return event.uid
+        found = self._byInterceptor.get(interceptor, {}).get(event.id)
+        return found.uid if found is not None else -1
+
+    def _refusal(self, payer: tuple[IInterceptor, int]) -> SSAError | None:
         if self._stopping:
             return Cause.DAEMON_GONE.error("it is being stopped")
         limit = self._services.policy.default.limits.maxPendingEvents
-        if self._pendingEvents[interceptor] >= limit:
+        if self._pendingEvents[payer] >= limit:
             return Cause.LIMIT_REACHED.error(f"{limit} calls wait for their answer already")
         return None
 

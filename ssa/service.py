@@ -20,7 +20,9 @@ from ssa.admission import Admission
 from ssa.dispatcher import Dispatcher
 from ssa.engine import TLSFactories
 from ssa.interfaces import IEventReceiver
+from ssa.netlink.port import INetlinkSystem
 from ssa.policy.profile import Limits, Policy
+from ssa.protocol.kernelport import KernelPort, State
 from ssa.protocol.supervised import DaemonEnd, LinkLimits, SupervisedPort
 from ssa.relay import RelayPool
 from ssa.resolve import MAX_RESOLVER_THREADS, DaemonThreadPool, Resolver
@@ -62,6 +64,7 @@ class Daemon(MultiService):
 
     @ivar dispatcher: knows all sockets.
     @ivar shared: what all sockets share.
+    @ivar kernelChanged: called after each change of L{kernelState}.
     """
 
     log = Logger()
@@ -97,6 +100,31 @@ class Daemon(MultiService):
         self._ports: list[SupervisedPort] = []
         self._paths: list[str] = []
         self._ends: set[DaemonEnd] = set()
+        self._kernel: KernelPort | None = None
+        self.kernelChanged: Callable[[], None] = lambda: None
+
+    @property
+    def kernelState(self) -> State:
+        """How the daemon stands to the kernel module."""
+        return State.STOPPED if self._kernel is None else self._kernel.state
+
+    def serveKernel(self, system: INetlinkSystem | None = None) -> None:
+        """
+        Serve the kernel module whenever there is one, from L{startService} on.  Where this process may not, that is logged, and
+        nothing else.
+
+        @param system: the operating system, by default the one that runs.
+        """
+        self._kernel = KernelPort(self._reactor, self.dispatcher, self._kernelLimits(), system)
+        self._kernel.changed = lambda: self.kernelChanged()
+        self._kernel.descriptorArrived = self._kernelDescriptorArrived
+        if self.running:
+            self._kernel.startListening()
+
+    def _kernelDescriptorArrived(self, descriptor: int, uid: int) -> None:
+        """A program has handed over a socket that it holds as well."""
+        if self._isForeign(uid):
+            self._guard.watch(descriptor, uid)
 
     def listenAt(self, path: str) -> None:
         """
@@ -139,6 +167,8 @@ class Daemon(MultiService):
         self.dispatcher.abortUser(uid)
         for port in self._ports:
             port.ban(uid, BAN_TIME)
+        if self._kernel is not None:
+            self._kernel.ban(uid, BAN_TIME)
         for end in list(self._ends):
             if end.peerUID == uid:
                 end.close()
@@ -146,6 +176,11 @@ class Daemon(MultiService):
     def _linkLimits(self) -> LinkLimits:
         limits = self.shared.policy.default.limits
         return LinkLimits(maximumPending=limits.maxPendingEvents, maximumSockets=limits.maxSockets)
+
+    def _kernelLimits(self) -> LinkLimits:
+        """The module's link is that of all users: what one of them may have is the dispatcher's business."""
+        limits = self.shared.policy.default.limits
+        return LinkLimits(maximumPending=limits.maxSockets, maximumSockets=limits.maxSockets)
 
     def privilegedStartService(self) -> None:
         """
@@ -176,6 +211,8 @@ class Daemon(MultiService):
             self.privilegedStartService()
         super().startService()  # type: ignore[no-untyped-call]
         self._threads.start()
+        if self._kernel is not None:
+            self._kernel.startListening()
 
     async def _stop(self) -> None:
         """
@@ -197,6 +234,8 @@ class Daemon(MultiService):
         for end in self._ends:
             end.close()
         self._ends.clear()
+        if self._kernel is not None:
+            await self._kernel.stopListening()
         self._guard.stop()
         self._relays.close()
         self._threads.abandon()
@@ -245,5 +284,7 @@ class Daemon(MultiService):
             port.setLimits(limits.maxInterceptors, self._linkLimits())
         for end in self._ends:
             end.limits = self._linkLimits()
+        if self._kernel is not None:
+            self._kernel.setLimits(self._kernelLimits())
         self.log.info("the configuration was read again")
         return True

@@ -39,7 +39,7 @@ class Limits:
     @ivar maxSocketsPerUser: TLS sockets of one user; root is bound by C{maxSockets} only.
     @ivar maxHandshakes: handshakes in flight, clients and servers of all programs.
     @ivar maxHandshakesPerProgram: handshakes in flight of one process.
-    @ivar maxPendingEvents: events of one interceptor that wait for an answer.
+    @ivar maxPendingEvents: events of one user at one interceptor that wait for an answer.
     @ivar maxInterceptors: supervisors connected to the daemon's socket at one time.
     @ivar maxAcceptQueue: connections of one listener between accept(2) of the daemon and the program's queue.
     @ivar maxRelayBuffers: buffers of 256 KiB that all relays may hold at one time.

@@ -295,6 +295,15 @@ class Message:
         @param detached: leave out the value (L{valueField}): it travels beside the frame.
         @raise CodecError: a field cannot be encoded.
         """
+        return NetlinkMessage(type, flags, sequence, 0, self.payload(detached)).encode()
+
+    def payload(self, detached: bool = False) -> bytes:
+        """
+        Encode what follows C{nlmsghdr}.
+
+        @param detached: as for L{encode}.
+        @raise CodecError: a field cannot be encoded.
+        """
         values: dict[str, Value] = {}
         for name, attribute, key, default, _, convert in self.parts:
             value = getattr(self, name)
@@ -304,8 +313,7 @@ class Message:
                 _isValue(value)
                 continue
             values[key] = value if convert is None else convert(value)
-        payload = GenericMessage(self.command, PROTOCOL_VERSION, self.table.encode(values)).encode()
-        return NetlinkMessage(type, flags, sequence, 0, payload).encode()
+        return GenericMessage(self.command, PROTOCOL_VERSION, self.table.encode(values)).encode()
 
     @classmethod
     def decode(cls: type[MessageType], frame: Buffer, detached: bytes | None = None) -> MessageType:

@@ -155,8 +155,10 @@ class LoopbackInterceptor:
             if program.real is not None:
                 program.real.close()
             program.real = startConnect(remote)
-        event = ConnectNotify(self.end.nextEvent(), program.id, True, remote)
-        return self.end.notify(event)
+        return self.end.notify(self._connectNotify(program, remote))
+
+    def _connectNotify(self, program: Program, remote: Address) -> ConnectNotify:
+        return ConnectNotify(self.end.nextEvent(), program.id, True, remote)
 
     async def connect(self, program: Program, remote: Address) -> int:
         """connect(2): 0 or an errno."""
