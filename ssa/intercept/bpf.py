@@ -41,6 +41,7 @@ _SOCKADDR_SHORTEST = 2  # a family and nothing else: AF_UNSPEC, which disconnect
 GATE_MARK = IPPROTO_TLS
 """The SO_MARK of the supervisor's own sockets in the private network namespaces."""
 
+SO_MARK = 36
 SOL_TLS = 282
 SO_PROTOCOL = 38
 

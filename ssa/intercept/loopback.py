@@ -30,12 +30,12 @@ from ssa.intercept.namespace import (
     EXISTING,
     NETLINK_SOCK_DIAG,
     RawAddress,
-    connectAtOnce,
     dumpSockets,
     listenForDestroyed,
     socketCookie,
 )
 from ssa.intercept.network import Attempt, Finder, IPrivateNetwork
+from ssa.intercept.space import connectAtOnce
 
 _HOPS = 255
 _IP_MINTTL = 21

@@ -13,7 +13,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EADDRINUSE, EADDRNOTAVAIL, ENETDOWN
+from errno import EMFILE, ENETDOWN
 from typing import Any
 
 from zope.interface import Attribute, Interface, implementer
@@ -21,9 +21,11 @@ from zope.interface import Attribute, Interface, implementer
 from ssa.api import InternetAddress
 from ssa.intercept.launch import releaseDescriptors
 from ssa.intercept.linux import CLONE_NEWUSER, nameProcess, unshare
-from ssa.intercept.namespace import EXISTING, UNBOUND, NamespaceHelper, RawAddress, attachFilter, dumpSockets, socketCookie
+from ssa.intercept.namespace import AT_A_TIME, UNBOUND, NamespaceHelper, RawAddress, socketCookie
+from ssa.intercept.space import Space
 
-_PORTS_TRIED = 64
+_MOST_DESCRIPTORS = max(AT_A_TIME, 6)
+_LOOPBACK_INTERFACE = 1
 
 Finder = Callable[[], socket.socket | None]
 """Finds a momentary duplicate of a program's socket; L{None}: no process has it (any more)."""
@@ -157,32 +159,43 @@ class HelperClient:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
 
-    def call(self, name: str, *arguments: object, sockets: tuple[socket.socket, ...] = ()) -> tuple[Any, list[socket.socket]]:
+    def call(self, name: str, *arguments: object) -> tuple[Any, list[int]]:
         """
-        @return: the helper's result and sockets.
-        @raise OSError: as the helper met it; ENETDOWN where the helper has died.
+        @return: the helper's result and descriptors.
+        @raise OSError: as the helper met it; EMFILE where there is no room for descriptors; ENETDOWN where the helper has died.
         """
-        request = json.dumps([name, *arguments]).encode()
         try:
-            socket.send_fds(self._control, [request], [sock.fileno() for sock in sockets])
-            data, fds, _flags, _address = socket.recv_fds(self._control, 65536, 4)
+            self._control.send(json.dumps([name, *arguments]).encode())
+            _, fds, flags, _address = socket.recv_fds(self._control, 64, _MOST_DESCRIPTORS)
+            data = self._control.recv(65536)
         except ConnectionError as error:
             raise OSError(ENETDOWN, "the namespace helper died") from error
-        given = [socket.socket(fileno=fd) for fd in fds]
-        for sock in given:
-            os.set_inheritable(sock.fileno(), False)
-        if not data:
-            raise OSError(ENETDOWN, "the namespace helper died")
-        number, result = json.loads(data)
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        number, result = json.loads(data) if data else (ENETDOWN, "the namespace helper died")
+        if flags & socket.MSG_CTRUNC:
+            number, result = EMFILE, os.strerror(EMFILE)
         if number:
-            for sock in given:
-                sock.close()
+            for fd in fds:
+                os.close(fd)
             raise OSError(number, result)
-        return result, given
+        return result, fds
+
+    def sockets(self, network: int, back: bool, family: int) -> list[socket.socket]:
+        """Some new sockets, at least one, in one of the namespaces of a network."""
+        _, fds = self.call("sockets", network, back, family)
+        return [socket.socket(fileno=fd) for fd in fds]
 
     def close(self) -> None:
         """Let the helper end."""
         self._control.close()
+
+
+def _inside(address: InternetAddress) -> RawAddress:
+    """An address as it is in a private namespace: the number of an interface means nothing there, but for C{lo}'s."""
+    if address.scope:
+        return (address.host, address.port, address.flowinfo, _LOOPBACK_INTERFACE)
+    return address.forSocket()
 
 
 @implementer(IPrivateNetwork)
@@ -193,59 +206,61 @@ class NamespaceNetwork:
     hasBack = True
 
     def __init__(self, helper: HelperClient) -> None:
-        self._helper = helper
-        self._number, (front, back, *self._asked) = helper.call("open")
-        self.destroyed = [front, back]
-        self._nextPort = 1
+        number, fds = helper.call("open")
+        front, back = [
+            Space(
+                lambda family, back=back: helper.sockets(number, back, family),  # type: ignore[misc]
+                socket.socket(fileno=fds[3 * back]),
+                socket.socket(fileno=fds[3 * back + 1]),
+                fds[3 * back + 2],
+            )
+            for back in (False, True)
+        ]
+        self._front, self._back = front, back
+        self.destroyed = [front.destroyed, back.destroyed]
+
+    def _space(self, back: bool) -> Space:
+        return self._back if back else self._front
 
     def program(self, family: int, back: bool = False) -> socket.socket:
-        _, (sock,) = self._helper.call("socket", self._number, back, family)
-        return sock
+        return self._space(back).program(family)
 
     def bind(self, sock: socket.socket, address: InternetAddress) -> None:
-        self._helper.call("bind", address.forSocket(), sockets=(sock,))
+        self._front.bind(sock, _inside(address))
 
     def hold(
         self, sock: socket.socket, bound: bool, local: InternetAddress, remote: InternetAddress, back: bool = False
     ) -> Attempt:
-        ours, theirs = local.forSocket(), remote.forSocket()
-        self._helper.call("hold", self._number, back, bound, ours, theirs, sockets=(sock,))
+        ours, theirs = _inside(local), _inside(remote)
+        self._space(back).hold(sock, bound, ours, theirs)
         return Attempt(socketCookie(sock), ours, theirs, back)
 
     def release(self, attempt: Attempt, find: Finder) -> socket.socket:
-        _, (plain,) = self._helper.call("release", self._number, attempt.back, attempt.local, attempt.remote)
-        return plain
+        return self._space(attempt.back).release(attempt.local, attempt.remote)
 
     def fail(self, attempt: Attempt, find: Finder) -> None:
-        self._helper.call("fail", self._number, attempt.back, attempt.cookie, attempt.local, attempt.remote)
+        self._space(attempt.back).destroy(attempt.cookie, attempt.local, attempt.remote)
 
     def listen(self, sock: socket.socket, backlog: int) -> None:
-        self._helper.call("listen", backlog, sockets=(sock,))
+        self._front.listen(sock, backlog)
 
     def ring(self, name: RawAddress) -> tuple[int, socket.socket]:
-        # One port after the other.  A listener's queue holds fewer than there are, so a busy one is soon passed.
-        for _ in range(_PORTS_TRIED):
-            port = self._nextPort
-            self._nextPort = port % 65535 + 1
-            try:
-                _, (bell,) = self._helper.call("ring", self._number, port, name)
-            except OSError as error:
-                if error.errno not in (EADDRINUSE, EADDRNOTAVAIL):
-                    raise
-                continue
-            return port, bell
-        raise OSError(EADDRINUSE, os.strerror(EADDRINUSE))
+        return self._front.ring(name)
 
     def silence(self, cookie: int, name: RawAddress, find: Finder) -> None:
         family = socket.AF_INET6 if ":" in name[0] else socket.AF_INET
-        self._helper.call("fail", self._number, False, cookie, name, UNBOUND[family])
+        self._front.destroy(cookie, name, UNBOUND[family])
 
     def living(self) -> set[int]:
-        return {cookie for asked in self._asked for cookie, _, _, _ in dumpSockets(asked, EXISTING)}
+        return self._front.living() | self._back.living()
 
     def pair(self, family: int, local: InternetAddress, remote: InternetAddress) -> tuple[socket.socket, socket.socket]:
-        _, (sock, plain) = self._helper.call("pair", self._number, family, local.forSocket(), remote.forSocket())
-        return sock, plain
+        return self._back.pair(family, _inside(local), _inside(remote))
+
+    def close(self) -> None:
+        """Close all descriptors; the programs' sockets live on."""
+        self._front.close()
+        self._back.close()
 
 
-__all__ = ["Attempt", "Finder", "HelperClient", "IPrivateNetwork", "NamespaceNetwork", "attachFilter", "startHelper"]
+__all__ = ["Attempt", "Finder", "HelperClient", "IPrivateNetwork", "NamespaceNetwork", "startHelper"]
