@@ -58,7 +58,12 @@ class State(Enum):
 
 
 class _Protocol(GenericNetlinkProtocol):
-    """Tells the port what it has to know.  A port that has gone on to another protocol is not told any more."""
+    """
+    Tells the port what it has to know.  A port that has gone on to another protocol is not told any more.
+
+    @ivar end: the registration that was made with it.
+    @ivar datagrams: how many were received.
+    """
 
     timeout = 30.0
     maximumRequests = MAXIMUM_REQUESTS
@@ -66,6 +71,7 @@ class _Protocol(GenericNetlinkProtocol):
     def __init__(self, clock: IReactorTime, owner: KernelPort) -> None:
         super().__init__(clock)
         self.datagrams = 0
+        self.end: KernelEnd | None = None
         self._owner = owner
 
     def datagramReceived(self, data: bytes, group: int) -> None:
@@ -73,8 +79,8 @@ class _Protocol(GenericNetlinkProtocol):
         super().datagramReceived(data, group)
 
     def notificationReceived(self, message: NetlinkMessage, group: int) -> None:
-        end = self._owner.end
-        if end is not None and end.number == message.type and self._owner.protocol is self:
+        end = self.end
+        if end is not None and end.number == message.type:
             # Also while the library does not know the family, because its description is out of date.
             if GenericMessage.decode(message.payload).command == Command.NEXT:
                 end.kicked()
@@ -101,8 +107,8 @@ class _Protocol(GenericNetlinkProtocol):
             self._owner.moduleRemoved()
 
     def lateReplyReceived(self, message: NetlinkMessage) -> None:
-        end = self._owner.end
-        if end is not None and message.type == end.number and self._owner.protocol is self:
+        end = self.end
+        if end is not None and message.type == end.number:
             end.lateReply(message)
         else:
             super().lateReplyReceived(message)
@@ -230,13 +236,14 @@ class KernelPort:
         if registering is not None:
             registering.cancel()
         end, port, protocol = self.end, self._port, self.protocol
+        # From here on the old protocol tells nothing.
+        self.end = self.protocol = self._port = None
         if end is not None and port is not None and protocol is not None:
             end.quiet()
             for _ in range(_DRAIN_TURNS):
                 before = protocol.datagrams
                 if port.doRead() is not None or protocol.datagrams == before:
                     break
-        self.end = self.protocol = self._port = None
         if end is not None:
             end.lost()
         return succeed(None) if port is None else port.stopListening()
@@ -270,7 +277,7 @@ class KernelPort:
         # Nothing is awaited between the acknowledgement and the first request for an event.
         await protocol.request(family.number, Register(PROTOCOL_VERSION).payload(), NLM_F_ACK)
         self._registering = None
-        self.end = KernelEnd(
+        self.end = protocol.end = KernelEnd(
             self._reactor, protocol, family.number, self._receiver, self._limits, lambda reason: self._brokenLater(reason)
         )
         self.end.descriptorArrived = self._descriptorArrived

@@ -331,6 +331,15 @@ class FakeModule(LoopbackInterceptor):
         self._list.append(payload)
         self.kick()
 
+    def speak(self) -> None:
+        """Answer what the daemon has asked while the kernel was silent."""
+        self.system.caller = next(one for one in self.kernel.sockets if one.portID == self.daemonPort)
+        try:
+            self.kernel.release()
+        finally:
+            self.system.caller = None
+            self.system.refresh()
+
     def kick(self) -> None:
         """Tell the daemon that there are events, unless it knows."""
         if not self._isKicked:

@@ -207,60 +207,88 @@ class LinkedTestCase(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(kind)), number)
 
 
-class ContractTests(SynchronousTestCase):
-    """Every event that wants an answer gets exactly one, on every path."""
+class SupervisedWire:
+    """
+    The daemon's end of a unix socket, and the test at its other end.
 
-    def drive(self, react: Callable[[Event], Any], check: Callable[[Event, list[Any]], None], after: Any = None) -> None:
-        """Send every event to a receiver that reacts so, and look at the raw frames that come back."""
-        for make in ANSWERED:
-            descriptors = openDescriptors()
-            reactor = PumpedReactor()
-            receiver = Receiver()
-            ours, theirs = pair()
-            with theirs:
-                theirs.setblocking(False)
-                daemon = DaemonEnd(reactor, ours, receiver, LinkLimits())
-                self.receive(theirs)
-                theirs.send(Acknowledgement(0, 1, messages.SUPERVISED_TYPE).encode())
-                opening = make is socketNotify
-                if not opening:
-                    theirs.send(socketNotify(1, 7).encode())
-                    reactor.settle()
-                    self.assertEqual(self.receive(theirs), [Return(1, 7, 0)])
-                receiver.react = react
-                event = make(9, 7)
-                self.send(theirs, event)
-                reactor.settle()
-                if after is not None:
-                    after(reactor, daemon, receiver)
-                    reactor.settle()
-                check(event, self.receive(theirs))
-                daemon.close()
-                reactor.settle()
-                reactor.advance(1e6)
-                self.assertEqual(reactor.getDelayedCalls(), [])
-                self.assertEqual(self.receive(theirs), [])
-            self.assertEqual(openDescriptors(), descriptors)
+    @ivar end: the daemon's end.
+    """
 
-    def send(self, sock: socket.socket, event: Event) -> None:
+    end: IInterceptor
+
+    def __init__(self, reactor: PumpedReactor, receiver: Receiver) -> None:
+        ours, self._sock = pair()
+        self._sock.setblocking(False)
+        self.end = self._daemon = DaemonEnd(reactor, ours, receiver, LinkLimits())
+        self._reactor = reactor
+        self.answers()
+        self._sock.send(Acknowledgement(0, 1, messages.SUPERVISED_TYPE).encode())
+        reactor.settle()
+
+    def send(self, event: Event) -> None:
+        """An event happens."""
         value = getattr(event, event.valueField) if event.valueField else b""
         if len(value) <= LARGEST_INLINE:
-            sock.send(event.encode())
+            self._sock.send(event.encode())
             return
         fd = createMemoryFile(value)
-        socket.send_fds(sock, [event.encode(detached=True)], [fd])
+        socket.send_fds(self._sock, [event.encode(detached=True)], [fd])
         os.close(fd)
 
-    def receive(self, sock: socket.socket) -> list[Any]:
+    def answers(self) -> list[Any]:
+        """What the daemon has said since this was last called."""
         frames: list[Any] = []
         while True:
             try:
-                frame = sock.recv(LARGEST_FRAME)
+                frame = self._sock.recv(LARGEST_FRAME)
             except BlockingIOError:
                 return frames
             if not frame:
                 return frames
             frames.append(messages.decodeFrame(frame, messages.FROM_DAEMON)[1])
+
+    def close(self) -> None:
+        """The daemon ends the link."""
+        self._daemon.close()
+        self._reactor.settle()
+
+    def release(self) -> None:
+        """The test is over."""
+        self._sock.close()
+
+
+class ContractTests(SynchronousTestCase):
+    """Every event that wants an answer gets exactly one, on every path."""
+
+    wire: Any = SupervisedWire
+
+    def drive(self, react: Callable[[Event], Any], check: Callable[[Event, list[Any]], None], after: Any = None) -> None:
+        """Send every event to a receiver that reacts so, and look at the answers."""
+        for make in ANSWERED:
+            descriptors = openDescriptors()
+            reactor = PumpedReactor()
+            receiver = Receiver()
+            wire = self.wire(reactor, receiver)
+            opening = make is socketNotify
+            if not opening:
+                wire.send(socketNotify(1, 7))
+                reactor.settle()
+                self.assertEqual(wire.answers(), [Return(1, 7, 0)])
+            receiver.react = react
+            event = make(9, 7)
+            wire.send(event)
+            reactor.settle()
+            if after is not None:
+                after(reactor, wire, receiver)
+                reactor.settle()
+            check(event, wire.answers())
+            wire.close()
+            reactor.advance(1e6)
+            self.assertEqual(reactor.getDelayedCalls(), [])
+            self.assertEqual(wire.answers(), [])
+            self.assertEqual(receiver.lost, [wire.end])
+            wire.release()
+            self.assertEqual(openDescriptors(), descriptors)
 
     def fails(self, errno: int) -> Callable[[Event, list[Any]], None]:
         def check(event: Event, answers: list[Any]) -> None:
@@ -400,11 +428,10 @@ class ContractTests(SynchronousTestCase):
             waiting.append(Deferred())
             return waiting[-1]
 
-        def after(reactor: PumpedReactor, daemon: DaemonEnd, receiver: Receiver) -> None:
-            daemon.close()
-            daemon.close()
-            reactor.settle()
-            self.assertEqual(receiver.lost, [daemon])
+        def after(reactor: PumpedReactor, wire: Any, receiver: Receiver) -> None:
+            wire.close()
+            wire.close()
+            self.assertEqual(receiver.lost, [wire.end])
 
         self.drive(react, lambda event, answers: self.assertEqual(answers, []), after)
         for one in waiting:
@@ -425,19 +452,16 @@ class ContractTests(SynchronousTestCase):
         """A receiver that gives the same Deferred for two events answers each once."""
         descriptors = openDescriptors()
         reactor, receiver = PumpedReactor(), Receiver()
-        ours, theirs = pair()
-        theirs.setblocking(False)
-        daemon = DaemonEnd(reactor, ours, receiver)
+        wire = self.wire(reactor, receiver)
         shared: Deferred[Answer] = Deferred()
         receiver.react = lambda event: shared
-        theirs.send(socketNotify(1, 1).encode())
-        theirs.send(socketNotify(2, 2).encode())
+        wire.send(socketNotify(1, 1))
+        wire.send(socketNotify(2, 2))
         reactor.settle()
         shared.callback(Return(1, 1, 0))
-        self.assertEqual(self.receive(theirs)[1:], [Return(1, 1, 0), Return(2, 2, -EIO)])
-        daemon.close()
-        reactor.settle()
-        theirs.close()
+        self.assertEqual(wire.answers(), [Return(1, 1, 0), Return(2, 2, -EIO)])
+        wire.close()
+        wire.release()
         self.assertEqual(openDescriptors(), descriptors)
 
 
