@@ -79,7 +79,7 @@ setup(
         "ssa.tls",
     ],
     package_data={"ssa": ["py.typed"]},
-    data_files=[("share/ssa", ["conf/ssa.conf"])] if (ROOT / "conf" / "ssa.conf").exists() else [],
+    data_files=[("share/ssa", ["conf/ssa.conf", "conf/ssa.service"])] if (ROOT / "conf" / "ssa.conf").exists() else [],
     cmdclass={"build_py": BuildWithPlugin},
     entry_points={"console_scripts": ["ssa = ssa.cli:main"]},
     install_requires=[

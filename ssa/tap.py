@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.application.service import IService, Service
+from twisted.logger import Logger
 from twisted.python import usage
 
+from ssa.notifying import ServiceManager
 from ssa.policy.parser import DEFAULT_FILE, ConfigurationError, loadPolicy
 from ssa.policy.profile import Policy
+from ssa.privileges import CAP_NET_ADMIN, keepOnly
 from ssa.service import Daemon
 
 DEFAULT_SOCKET = "/run/ssa/daemon.sock"
@@ -26,11 +29,14 @@ class Options(usage.Options):
     @ivar policy: what the configuration says, once the command line is parsed.
     """
 
-    synopsis = "[--config FILE] [--socket PATH]"
+    synopsis = "[--config FILE] [--socket PATH] [--no-kernel]"
     longdesc = "Does TLS for the programs of this machine that ask for IPPROTO_TLS."
     optParameters = [
         ["config", "c", None, f"The configuration (default: {DEFAULT_FILE}, if it exists)."],
         ["socket", "s", DEFAULT_SOCKET, "Where supervisors (ssa run) find the daemon."],
+    ]
+    optFlags = [
+        ["no-kernel", None, "Serve supervisors only, and leave the kernel module to another daemon."],
     ]
 
     policy: Policy
@@ -67,13 +73,15 @@ class Options(usage.Options):
 class ReloadOnHangUp(Service):
     """SIGHUP reads the configuration again."""
 
-    def __init__(self, reactor: Any, reload: Callable[[], object]) -> None:
+    def __init__(self, reactor: Any, reload: Callable[[], object], manager: ServiceManager | None = None) -> None:
         """
         @param reactor: calls C{reload} from its own loop, not from the signal handler.
         @param reload: reads it.
+        @param manager: is told of it; by default nobody.
         """
         self._reactor = reactor
         self._reload = reload
+        self._manager = ServiceManager({}) if manager is None else manager
         self._before: Any = signal.SIG_DFL
 
     def startService(self) -> None:
@@ -87,14 +95,83 @@ class ReloadOnHangUp(Service):
         signal.signal(signal.SIGHUP, self._before)
 
     def _received(self, number: int, frame: object) -> None:
-        self._reactor.callFromThread(self._reload)
+        self._reactor.callFromThread(self._reloadNow)
+
+    def _reloadNow(self) -> None:
+        self._manager.reloading()
+        try:
+            self._reload()
+        finally:
+            self._manager.ready()
+
+
+class GiveUpRights(Service):
+    """Keeps C{CAP_NET_ADMIN} and no other capability, from the start of the service on."""
+
+    _log = Logger()
+
+    def __init__(self, keep: Iterable[int] = (CAP_NET_ADMIN,)) -> None:
+        """@param keep: the numbers of the capabilities that are needed."""
+        self._keep = tuple(keep)
+
+    def startService(self) -> None:
+        """
+        Give the others up.
+
+        @raise OSError: the kernel refuses: the service does not start with rights that it was told to give up.
+        """
+        super().startService()  # type: ignore[no-untyped-call]
+        kept = keepOnly(self._keep)
+        self._log.info("capabilities: {kept}", kept="CAP_NET_ADMIN" if CAP_NET_ADMIN in kept else "none")
+
+
+class TellManager(Service):
+    """Tells the service manager when the reactor serves, when the service stops, and how it stands to the kernel module."""
+
+    def __init__(self, reactor: Any, manager: ServiceManager, daemon: Daemon) -> None:
+        """
+        @param reactor: an C{IReactorCore}.
+        @param manager: is told.
+        @param daemon: is told of.
+        """
+        self._reactor = reactor
+        self._manager = manager
+        self._daemon = daemon
+
+    def startService(self) -> None:
+        """Wait for the reactor."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self._daemon.kernelChanged = self._changed
+        self._reactor.callWhenRunning(self._ready)
+
+    def stopService(self) -> None:
+        """Say so."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        self._manager.stopping()
+
+    def _ready(self) -> None:
+        self._manager.ready()
+        self._changed()
+
+    def _changed(self) -> None:
+        if self.running:
+            self._manager.status(f"Serving supervisors; kernel module: {self._daemon.kernelState.value}")
 
 
 def makeService(options: Options) -> IService:
     """Make the service; the reactor is the one that twistd has installed."""
     from twisted.internet import reactor
 
+    manager = ServiceManager()
     daemon = Daemon(reactor, options.policy, options.load)
     daemon.listenAt(options["socket"])
-    ReloadOnHangUp(reactor, daemon.reload).setServiceParent(daemon)  # type: ignore[no-untyped-call]
+    if not options["no-kernel"]:
+        daemon.serveKernel()
+    keep = () if options["no-kernel"] else (CAP_NET_ADMIN,)
+    for part in (
+        GiveUpRights(keep),
+        ReloadOnHangUp(reactor, daemon.reload, manager),
+        TellManager(reactor, manager, daemon),
+    ):
+        part.setServiceParent(daemon)  # type: ignore[no-untyped-call]
     return daemon

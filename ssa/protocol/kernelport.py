@@ -51,13 +51,13 @@ class State(Enum):
     """Where a L{KernelPort} stands; the value is for people."""
 
     STOPPED = "not in use"
-    WAITING = "waiting for the kernel module"
-    STANDBY = "another daemon serves the kernel module"
-    REGISTERED = "serving the kernel module"
-    FORBIDDEN = "no right to serve the kernel module"
+    WAITING = "not loaded, waiting for it"
+    STANDBY = "another daemon is registered, standing by"
+    REGISTERED = "registered"
+    FORBIDDEN = "not permitted"
 
 
-class _Protocol(GenericNetlinkProtocol):
+class ModuleProtocol(GenericNetlinkProtocol):
     """
     Tells the port what it has to know.  A port that has gone on to another protocol is not told any more.
 
@@ -151,7 +151,7 @@ class KernelPort:
         @param system: the operating system, by default the one that runs.
         """
         self.end: KernelEnd | None = None
-        self.protocol: _Protocol | None = None
+        self.protocol: ModuleProtocol | None = None
         self.state = State.STOPPED
         self.changed: Callable[[], None] = lambda: None
         self.descriptorArrived: Callable[[int, int], None] = lambda descriptor, uid: None
@@ -206,7 +206,7 @@ class KernelPort:
     def _open(self) -> None:
         """Make a new socket and look for the module."""
         self._timer = None
-        self.protocol = protocol = _Protocol(self._reactor, self)
+        self.protocol = protocol = ModuleProtocol(self._reactor, self)
         self._port = NetlinkPort(
             protocol,
             NETLINK_GENERIC,
@@ -271,7 +271,7 @@ class KernelPort:
             self._registering = registering
         registering.addErrback(self._notRegistered)
 
-    async def _registration(self, protocol: _Protocol) -> None:
+    async def _registration(self, protocol: ModuleProtocol) -> None:
         family = await protocol.family(FAMILY_NAME)
         await protocol.joinGroup(FAMILY_NAME, MULTICAST_GROUP)
         # Nothing is awaited between the acknowledgement and the first request for an event.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import struct
@@ -92,6 +93,7 @@ class KernelCase(SynchronousTestCase):
     loaded = True
 
     def setUp(self) -> None:
+        gc.collect()  # what other tests have left is not counted
         self.descriptors = openDescriptors()
         self.reactor = PumpedReactor()
         self.receiver = Receiver()

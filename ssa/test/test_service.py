@@ -93,15 +93,19 @@ class OptionsTests(SynchronousTestCase):
             def callFromThread(self, call: Any) -> None:
                 calls.append(call)
 
+        reloads: list[None] = []
+
         def reload() -> None:
-            """Not called."""
+            reloads.append(None)
 
         before = signal.getsignal(signal.SIGHUP)
         service = ReloadOnHangUp(Reactor(), reload)
         service.startService()
         os.kill(os.getpid(), signal.SIGHUP)
         service.stopService()
-        self.assertEqual([reload], calls)
+        self.assertEqual([], reloads)
+        calls.pop()()
+        self.assertEqual(([None], []), (reloads, calls))
         self.assertEqual(before, signal.getsignal(signal.SIGHUP))
 
     def test_descriptors(self) -> None:
