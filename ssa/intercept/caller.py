@@ -230,8 +230,8 @@ def readNamedFile(rights: Rights, caller: Caller, path: bytes, directories: bool
     """
     if not path or b"\0" in path:
         raise OSError(EINVAL, "a path is empty or contains a NUL")
-    with rights.of(caller):
-        fd = _openAs(caller, path)
+    with _whereAPathBegins(caller, path) as (directory, rest, resolve), rights.of(caller):
+        fd = _openFrom(directory, rest, resolve)
         try:
             kind = os.fstat(fd).st_mode
             if stat.S_ISREG(kind):
@@ -248,30 +248,42 @@ def readNamedFile(rights: Rights, caller: Caller, path: bytes, directories: bool
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-def _openAs(caller: Caller, path: bytes) -> int:
+@contextmanager
+def _whereAPathBegins(caller: Caller, path: bytes) -> Iterator[tuple[int | None, bytes, int]]:
+    """
+    The caller's root or working directory, looked up with our own rights: a process that has changed its user may not be
+    looked at by that user.
+
+    @return: the directory, or L{None} for our own root; the path from there; and how openat2(2) shall resolve it, or 0.
+    """
     for alias, meant in _SELVES:
         if path.startswith(alias):
             path = meant % caller.thread + path[len(alias) :]
     base = f"/proc/{caller.thread}"
+    isAbsolute = path.startswith(b"/")
     ownRoot, theirRoot = os.stat("/"), os.stat(f"{base}/root")
-    sameRoot = (ownRoot.st_dev, ownRoot.st_ino) == (theirRoot.st_dev, theirRoot.st_ino)
-    sameMounts = caller.mountNamespace == namespaceOf(os.getpid(), "mnt")
-    if sameRoot and sameMounts and path.startswith(b"/"):
-        return os.open(path, _OPEN)
-    start = f"{base}/root" if path.startswith(b"/") else f"{base}/cwd"
+    isHere = (ownRoot.st_dev, ownRoot.st_ino) == (theirRoot.st_dev, theirRoot.st_ino)
+    isHere = isHere and caller.mountNamespace == namespaceOf(os.getpid(), "mnt")
+    if isHere and isAbsolute:
+        yield None, path, 0
+        return
+    start = f"{base}/root" if isAbsolute else f"{base}/cwd"
     directory = os.open(start, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if sameRoot and sameMounts:
-            return os.open(path, _OPEN, dir_fd=directory)
-        resolve = linux.RESOLVE_IN_ROOT if path.startswith(b"/") else linux.RESOLVE_BENEATH
-        try:
-            return linux.openAt(directory, path, _OPEN, resolve)
-        except OSError as error:
-            if error.errno == EXDEV:
-                raise OSError(EACCES, "a relative path may not leave the working directory in another root") from error
-            raise
+        yield directory, path, 0 if isHere else linux.RESOLVE_IN_ROOT if isAbsolute else linux.RESOLVE_BENEATH
     finally:
         os.close(directory)
+
+
+def _openFrom(directory: int | None, path: bytes, resolve: int) -> int:
+    if directory is None or not resolve:
+        return os.open(path, _OPEN, dir_fd=directory)
+    try:
+        return linux.openAt(directory, path, _OPEN, resolve)
+    except OSError as error:
+        if error.errno == EXDEV and resolve == linux.RESOLVE_BENEATH:
+            raise OSError(EACCES, "a relative path may not leave the working directory in another root") from error
+        raise
 
 
 def _readAll(fd: int, limit: int) -> bytes:
