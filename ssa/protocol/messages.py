@@ -152,7 +152,8 @@ class SocketNotify(Event):
     @ivar executable: the path of the program.
     @ivar executableDevice: C{st_dev} of the program.
     @ivar executableInode: C{st_ino} of the program.
-    @ivar mountNamespace: the inode number of the process's mount namespace, in which the path holds.
+    @ivar mountNamespace: a number of the process's mount namespace, in which the path holds: the inode number from a
+        supervisor, a keyed hash from the kernel module, which is not told the former.
     @ivar networkNamespace: the inode number of the process's network namespace.
     """
 

@@ -25,6 +25,7 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest, TestCase
 
+from ssa.interfaces import IPlaintextEnd
 from ssa.plaintext import TCPEnd
 from ssa.relay import Relay, RelayPool, prepareContext
 
@@ -164,8 +165,9 @@ class RelayFixture(TestCase):
         plain, program = tcpPair(receiveBuffer)
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
         program.settimeout(PATIENCE)
+        end, program = self.makeEnd(plain, program)
         relay = Relay(
-            IReactorTime(reactor), mine, near, TCPEnd(plain), more.pop("pool", self.pool), onReason=self.reasons.append, **more
+            IReactorTime(reactor), mine, near, end, more.pop("pool", self.pool), onReason=self.reasons.append, **more
         )
         self.addCleanup(program.close)
         self.addCleanup(far.close)
@@ -173,6 +175,10 @@ class RelayFixture(TestCase):
         if started:
             relay.start()
         return relay, program, Peer(other, far)
+
+    def makeEnd(self, plain: socket.socket, program: socket.socket) -> tuple[IPlaintextEnd, socket.socket]:
+        """The plaintext end of a connection, and the program's."""
+        return TCPEnd(plain), program
 
     def inThread(self, work: Callable[..., T], *arguments: Any) -> Deferred[T]:
         return deferToThread(work, *arguments)

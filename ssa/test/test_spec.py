@@ -22,6 +22,7 @@ from ssa.errors import SSAError
 from ssa.netlink.codec import MAXIMUM_PAYLOAD, Kind
 from ssa.protocol import messages
 from ssa.protocol.messages import Attribute, Command
+from ssa.test import protocolpage
 
 HEADERS = Path(__file__).resolve().parents[2] / "kernel-module"
 
@@ -177,6 +178,13 @@ class SpecificationTests(SynchronousTestCase):
                     self.assertEqual(sorted(self.carried(classes, command)), sorted(place["attributes"]), name)
             self.assertTrue(operation["doc"])
             self.assertEqual(operation["attribute-set"], "ssa")
+
+    def test_page(self) -> None:
+        """The page of the documentation is made from it."""
+        if not protocolpage.PAGE.exists():
+            raise SkipTest("the documentation is only in a source tree")
+        page = protocolpage.PAGE.read_text(encoding="utf-8")
+        self.assertEqual(protocolpage.render(self.specification), page, "run python -m ssa.test.protocolpage")
 
     def test_answers(self) -> None:
         """Which events want an answer is written down in the same way in both places."""
