@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import EACCES, EFBIG, EINVAL, EISDIR, EXDEV
 from functools import lru_cache
 
@@ -163,6 +163,18 @@ class Rights:
         self._groups = os.getgroups()
         self._uid, self._gid = os.geteuid(), os.getegid()
         self._effective = linux.getCapabilities()[0]
+        self._own = Credentials.of(os.getpid())
+
+    def whose(self, thread: int) -> Credentials:
+        """
+        Whose rights to lend for a stopped thread.  The notification must be checked afterwards.
+
+        @return: an ordinary user's supervisor has no others than its own, whoever calls.
+        @raise OSError: the thread is gone, or may not be looked at.
+        """
+        if not self._root:
+            return replace(self._own, thread=thread)
+        return Credentials.of(thread)
 
     @contextmanager
     def of(self, caller: Credentials, network: int | None = None) -> Iterator[None]:
@@ -216,7 +228,7 @@ class Rights:
             os.abort()
 
 
-def readNamedFile(rights: Rights, caller: Caller, path: bytes, directories: bool) -> bytes:
+def readNamedFile(rights: Rights, caller: Credentials, path: bytes, directories: bool) -> bytes:
     """
     What a file holds that a program named in an option, read with the program's rights.
 
@@ -249,7 +261,7 @@ _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 @contextmanager
-def _whereAPathBegins(caller: Caller, path: bytes) -> Iterator[tuple[int | None, bytes, int]]:
+def _whereAPathBegins(caller: Credentials, path: bytes) -> Iterator[tuple[int | None, bytes, int]]:
     """
     The caller's root or working directory, looked up with our own rights: a process that has changed its user may not be
     looked at by that user.
@@ -263,7 +275,7 @@ def _whereAPathBegins(caller: Caller, path: bytes) -> Iterator[tuple[int | None,
     isAbsolute = path.startswith(b"/")
     ownRoot, theirRoot = os.stat("/"), os.stat(f"{base}/root")
     isHere = (ownRoot.st_dev, ownRoot.st_ino) == (theirRoot.st_dev, theirRoot.st_ino)
-    isHere = isHere and caller.mountNamespace == namespaceOf(os.getpid(), "mnt")
+    isHere = isHere and namespaceOf(caller.thread, "mnt") == namespaceOf(os.getpid(), "mnt")
     if isHere and isAbsolute:
         yield None, path, 0
         return

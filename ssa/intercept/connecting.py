@@ -101,7 +101,7 @@ class Connecting:
         core.succeed(call)
 
     def _callerOf(self, call: Notification) -> Credentials:
-        caller = Credentials.of(call.pid)
+        caller = self._core.rights.whose(call.pid)
         self._core.listener.check(call)
         return caller
 

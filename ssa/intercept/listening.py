@@ -92,7 +92,7 @@ class Listening:
         if endpoint.refused or not core.isServed(endpoint):
             core.refuse(call, endpoint, endpoint.refused or ENETDOWN, "the daemon does not serve this socket")
             return
-        caller = Credentials.of(call.pid)
+        caller = core.rights.whose(call.pid)
         core.listener.check(call)
         try:
             self._prepare(endpoint, caller, sock)

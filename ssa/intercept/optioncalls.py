@@ -11,7 +11,7 @@ from errno import EINVAL, EIO, EMSGSIZE, ENETDOWN, ENOPROTOOPT, EOPNOTSUPP, ERAN
 from ssa.api import IPPROTO_TLS, MAXIMUM_OPTION_SIZE, Option
 from ssa.intercept import linux
 from ssa.intercept.bpf import SO_PROTOCOL, SOL_TLS
-from ssa.intercept.caller import Caller, Credentials, readNamedFile
+from ssa.intercept.caller import readNamedFile
 from ssa.intercept.connecting import Connecting
 from ssa.intercept.core import Core
 from ssa.intercept.endpoint import Endpoint, State
@@ -85,9 +85,10 @@ class OptionCalls:
         if name in _NAMES_FILES and endpoint.state is State.NEW and _PEM not in value:
             named = value[:-1] if value.endswith(b"\0") else value
             try:
-                caller = Caller.of(call.pid)
+                caller = core.rights.whose(call.pid)
                 core.listener.check(call)
                 value = readNamedFile(core.rights, caller, named, _NAMES_FILES[Option(name)])
+                core.listener.check(call)  # it was that process's root or directory that we have looked at
             except OSError as error:
                 shown = os.fsdecode(named)[:256]
                 core.refuse(call, endpoint, error.errno or EIO, f"{Option(name).name}: {shown!r}: {error.strerror or error}")
@@ -135,7 +136,7 @@ class OptionCalls:
     def _bindToDevice(self, call: Notification, endpoint: Endpoint, value: bytes) -> None:
         """The interface is one of the program's network namespace: only the real socket knows it."""
         core = self._core
-        caller = Credentials.of(call.pid)
+        caller = core.rights.whose(call.pid)
         core.listener.check(call)
         with core.rights.of(caller, endpoint.home.fd), socket.socket(endpoint.family, socket.SOCK_STREAM) as probe:
             (endpoint.real or probe).setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, value)
@@ -147,7 +148,7 @@ class OptionCalls:
     ) -> None:
         core = self._core
         try:
-            caller = Credentials.of(call.pid)
+            caller = core.rights.whose(call.pid)
             core.listener.check(call)
             with core.rights.of(caller):
                 for sock in socks:
