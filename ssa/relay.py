@@ -36,7 +36,7 @@ from ssa.buffers import DEFAULT_SIZE, RECORD_SIZE, ROOT, Buffer, BufferPool
 from ssa.errors import Cause, connectionError
 from ssa.interfaces import IPlaintextEnd
 from ssa.readiness import BROKEN, READ, WRITE, Readiness
-from ssa.tcpstate import close, hasData, isOver, queued
+from ssa.tcpstate import end, hasData, isOver, queued
 from ssa.tls.handshake import describeConnectionError
 
 _MODE_ENABLE_PARTIAL_WRITE = 0x1
@@ -591,7 +591,7 @@ class Relay:
             self._readiness.remove(self._tlsDescriptor)
             self._tlsDescriptor = -1
         self._tls = None
-        close(self._tlsSocket, reset)
+        end(self._tlsSocket, reset)
 
     def _finish(self, resetPeer: bool, resetProgram: bool) -> None:
         if self._finished:

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import socket
 import struct
 import sys
 import termios
+from errno import ENOTCONN
 from fcntl import ioctl
 
 _TCP_CLOSE = 7
@@ -15,6 +18,7 @@ _TCP_CLOSE = 7
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _ORDINARY_CLOSE = struct.pack("ii", 0, 0)
+_UNSPECIFIED = struct.pack("=H14x", socket.AF_UNSPEC)
 
 
 def queued(sock: socket.socket) -> int:
@@ -54,3 +58,34 @@ def close(sock: socket.socket, reset: bool) -> None:
                 sock.shutdown(socket.SHUT_RDWR)
     finally:
         sock.close()
+
+
+def end(sock: socket.socket, reset: bool) -> None:
+    """
+    End a TCP connection for its peer as well, and close the socket as L{close} does.
+
+    Others may hold the socket too: the kernel module does for as long as the program's own is open, and then close(2) alone
+    would not be seen on the network.
+
+    @param reset: send RST, and drop what is still queued.
+    """
+    if sock.fileno() == -1:
+        return
+    try:
+        if reset:
+            _disconnect(sock)
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        if error.errno != ENOTCONN:  # over already
+            raise
+    finally:
+        close(sock, reset)
+
+
+def _disconnect(sock: socket.socket) -> None:
+    """Dissolve the connection (connect(2) with AF_UNSPEC), which TCP does by RST."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.connect(sock.fileno(), _UNSPECIFIED, len(_UNSPECIFIED)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

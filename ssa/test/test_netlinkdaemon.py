@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import reactor as _reactor
@@ -137,6 +138,50 @@ class ModuleTests(BehindNetlink, test_daemon.DaemonCase):
             self.assertEqual(b"data", await deferToThread(exchange, program.plain, b"data"))
             vouched = [one for one in self.module.requests if isinstance(one, EndOfStream)]
             self.assertEqual([EndOfStream(program.id)], vouched)
+
+    async def test_networkEnds(self) -> None:
+        """The module holds the TCP socket too: the peer sees the end all the same, while the program keeps its socket."""
+        ends: list[Any] = []
+
+        def watch(sock: socket.socket) -> None:
+            with serverContext(testCA().issue()).wrap_socket(sock, server_side=True) as tls:
+                tls.recv(100)
+                ends.append(tls.unwrap())
+                try:
+                    ends.append(ends.pop().recv(100))
+                except ConnectionResetError:
+                    ends.append("reset")
+
+        def resets(sock: socket.socket) -> None:
+            with serverContext(testCA().issue()).wrap_socket(sock, server_side=True) as tls:
+                tls.sendall(b"hello")
+                # Python's ssl does not tell a reset from an end.
+                with socket.socket(fileno=tls.detach()) as raw:
+                    raw.settimeout(5)
+                    try:
+                        ends.append(raw.recv(100))
+                    except ConnectionResetError:
+                        ends.append("reset")
+
+        with running(watch) as server:
+            program = await self.connected(server.port)
+            assert program.plain is not None
+            self.assertEqual(b"", await deferToThread(exchange, program.plain, b"data"))
+            await self.until(lambda: bool(ends))
+            self.assertEqual([b""], ends)
+        with running(resets) as server:
+            program = await self.connected(server.port)
+            assert program.plain is not None
+            self.assertEqual(b"hello", await deferToThread(program.plain.recv, 100))
+            self.daemon.dispatcher.abortAll()
+            await self.until(lambda: len(ends) > 1)
+            self.assertEqual([b"", "reset"], ends)
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        for _ in range(200):
+            if holds():
+                return
+            await after(0.01)
 
     async def test_truncated(self) -> None:
         """It does not vouch for any other end."""
