@@ -103,6 +103,12 @@ def supervised() -> list[Interception]:
     return [interception for interception in every if not chosen or interception.name in chosen]
 
 
+def kernel() -> Interception:
+    """The kernel module, which must be loaded; its daemon is started for each program (L{ssa.test.conformance.kernel})."""
+    command = (sys.executable, "-m", "ssa.test.conformance.kernel", "--")
+    return Interception("kernel", command, needsRoot=True)
+
+
 @lru_cache(maxsize=16)
 def _tried(name: str, prefix: tuple[str, ...], user: tuple[int, int] | None) -> str:
     plain = Interception(name, (), user=user)
@@ -368,6 +374,8 @@ def main(argv: Sequence[str]) -> int:
     words = [word for word in argv if not word.startswith("-")]
     verbose = "-v" in argv
     interceptions = [each for each in supervised() if words and words[0] in (each.name, "all")]
+    if words and words[0] == "kernel":
+        interceptions = [kernel()]
     if not interceptions:
         print(__doc__, file=sys.stderr)
         return 2
