@@ -6,7 +6,6 @@ The daemon as a service: the same for C{twistd ssa} and for the one that C{ssa r
 from __future__ import annotations
 
 import os
-import resource
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from ssa.admission import Admission
+from ssa.descriptors import raiseDescriptorLimit
 from ssa.dispatcher import Dispatcher
 from ssa.engine import TLSFactories
 from ssa.interfaces import IEventReceiver
@@ -37,17 +37,6 @@ BAN_TIME = 60.0
 
 _STOP_STEP = 0.05
 """Seconds without any progress after which nothing is left to pass on."""
-
-
-def raiseDescriptorLimit() -> int:
-    """
-    Raise the soft limit of descriptors to the hard one: each connection needs two (getrlimit(2), RLIMIT_NOFILE).
-
-    @return: the limit in force.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
 
 
 def _reserveFor(limits: Limits) -> int:

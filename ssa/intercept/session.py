@@ -18,6 +18,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from ssa.descriptors import raiseDescriptorLimit
 from ssa.embedded import LOG_VARIABLE, logLevel, startLogging
 from ssa.intercept.core import Core
 from ssa.intercept.launch import Options, releaseDescriptors
@@ -202,6 +203,7 @@ def supervise(program: Program, options: Options, way: Way) -> None:
     """
     nameProcess("ssa-supervisor")
     startLogging(logLevel(os.environ.get(LOG_VARIABLE, "")))
+    raiseDescriptorLimit()  # the program has its own limit already
     control: socket.socket | None = None
     helper = 0
     if way is not Way.LOOPBACK:
