@@ -56,6 +56,8 @@ __poll_t ssa_poll(struct file *file, struct socket *sock, struct poll_table_stru
 		return 0;
 	case SSA_ESTABLISHED:
 		mask = READ_ONCE(s->data->ops)->poll(file, s->data, NULL);
+		if (READ_ONCE(s->shut))
+			mask |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
 		break;
 	case SSA_LISTEN:
 		mask = list_empty_careful(&s->queue) ? 0 : EPOLLIN | EPOLLRDNORM;
@@ -256,6 +258,8 @@ int ssa_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 		return got;
 	s->data->sk->sk_rcvtimeo = sk->sk_rcvtimeo;
 	s->data->sk->sk_rcvlowat = sk->sk_rcvlowat;
+	if (READ_ONCE(s->shut))
+		flags |= MSG_DONTWAIT;	/* what has come is still there, and then the end */
 	if (s->ktls) {
 		got = ssa_ktls_recvmsg(s, msg, len, flags);
 	} else {
@@ -265,9 +269,11 @@ int ssa_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 		got = READ_ONCE(s->data->ops)->recvmsg(s->data, msg, len, flags);
 		msg->msg_name = name;
 		/* An end of stream counts only where the daemon vouches for it: a dead one's end looks the same. */
-		if (!got && len && !READ_ONCE(s->eof) && !(s->data->sk->sk_shutdown & RCV_SHUTDOWN && s->shut))
+		if (!got && len && !READ_ONCE(s->eof) && !READ_ONCE(s->shut))
 			got = -ECONNRESET;
 	}
+	if (got == -EAGAIN && READ_ONCE(s->shut))
+		got = 0;
 	msg->msg_namelen = 0;
 	msg->msg_flags &= ~MSG_EOR;
 	return got;
@@ -307,9 +313,14 @@ int ssa_shutdown(struct socket *sock, int how)
 	case SSA_ESTABLISHED:
 		if (s->ktls && how != SHUT_RD)
 			ssa_close_notify(s);
-		if (how != SHUT_WR)
-			s->shut = true;
-		error = READ_ONCE(s->data->ops)->shutdown(s->data, how);
+		error = 0;
+		if (how != SHUT_WR) {
+			/* Not told to the other end of the pair: the daemon would take it for the program's end. */
+			WRITE_ONCE(s->shut, true);
+			sk->sk_state_change(sk);
+		}
+		if (how != SHUT_RD)
+			error = READ_ONCE(s->data->ops)->shutdown(s->data, SHUT_WR);
 		break;
 	case SSA_LISTEN:
 		if (how != SHUT_WR) {

@@ -280,6 +280,14 @@ struct ssa_event *ssa_event_next(void)
 	return event;
 }
 
+/* Put an event back that could not be handed over; takes the reference. */
+void ssa_event_return(struct ssa_event *event)
+{
+	spin_lock(&ssa_event_lock);
+	list_add(&event->link, &ssa_event_list);
+	spin_unlock(&ssa_event_lock);
+}
+
 /* Give an event its one answer; later ones find nothing. */
 static void ssa_event_complete(struct ssa_event *event, int result, const void *value, size_t size)
 {

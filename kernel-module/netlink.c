@@ -193,6 +193,7 @@ static int ssa_do_next(struct sk_buff *skb, struct genl_info *info)
 	struct ssa_event *event;
 	struct sk_buff *reply;
 	void *header;
+	int error;
 
 	if (!ssa_is_daemon(info))
 		return -EPERM;
@@ -216,8 +217,12 @@ static int ssa_do_next(struct sk_buff *skb, struct genl_info *info)
 	}
 	skb_put_data(reply, event->attributes, event->size);
 	genlmsg_end(reply, header);
-	ssa_event_put(event);
-	return genlmsg_reply(reply, info);
+	error = genlmsg_reply(reply, info);
+	if (error)
+		ssa_event_return(event);	/* the daemon's receive buffer is full: it will ask again */
+	else
+		ssa_event_put(event);
+	return error;
 }
 
 static int ssa_do_answer(struct sk_buff *skb, struct genl_info *info)
@@ -259,6 +264,22 @@ static int ssa_do_answer(struct sk_buff *skb, struct genl_info *info)
 	return 0;
 }
 
+/* Make room: attempts that have ended are no candidates any more.  Under lock_sock. */
+static void ssa_forget_candidates(struct ssa_sock *s)
+{
+	unsigned int index, kept = 0;
+
+	for (index = 0; index < s->candidate_count; index++) {
+		struct file *file = s->candidates[index];
+
+		if (READ_ONCE(sock_from_file(file)->sk->sk_state) == TCP_CLOSE)
+			fput(file);
+		else
+			s->candidates[kept++] = file;
+	}
+	s->candidate_count = kept;
+}
+
 /* An attempt to one of the addresses of a name, with the credentials of the program, in its network namespace. */
 static int ssa_fetch_address(struct sock *sk, struct genl_info *info)
 {
@@ -288,6 +309,7 @@ static int ssa_fetch_address(struct sock *sk, struct genl_info *info)
 	error = -ECONNABORTED;
 	if (s->state != SSA_CONNECTING || !s->cred)
 		goto unlock;
+	ssa_forget_candidates(s);
 	error = -ENOBUFS;
 	if (s->candidate_count == SSA_CANDIDATES)
 		goto unlock;
@@ -563,6 +585,9 @@ static int ssa_netlink_event(struct notifier_block *block, unsigned long action,
 	if (ours) {
 		ssa_events_fail(-ENETDOWN);
 		ssa_daemon_gone();
+		/* One that stands by may take over. */
+		clear_bit(0, &ssa_kicked);
+		ssa_kick();
 	}
 	return NOTIFY_DONE;
 }
@@ -585,4 +610,6 @@ void ssa_netlink_unregister(void)
 {
 	netlink_unregister_notifier(&ssa_notifier);
 	genl_unregister_family(&ssa_family);
+	/* What the last sockets had to say when nobody asked any more. */
+	ssa_events_fail(-ENETDOWN);
 }

@@ -8,6 +8,7 @@
  */
 #include <linux/module.h>
 #include <linux/slab.h>
+#include <net/af_unix.h>
 #include <net/inet_connection_sock.h>
 #include <net/protocol.h>
 #include <net/tcp.h>
@@ -316,6 +317,17 @@ static void ssa_stop_inner(struct socket *inner)
 	kernel_sock_shutdown(inner, SHUT_RDWR);
 }
 
+/* The program wants a reset: the daemon sees one at its end of the pair, instead of a clean end. */
+static void ssa_reset_daemon(struct ssa_sock *s)
+{
+	struct sock *peer = unix_peer_get(s->data->sk);
+
+	if (!peer)
+		return;
+	WRITE_ONCE(peer->sk_err, ECONNRESET);
+	sock_put(peer);
+}
+
 static int ssa_release(struct socket *sock)
 {
 	struct ssa_sock *s, *child, *next;
@@ -342,6 +354,8 @@ static int ssa_release(struct socket *sock)
 		ssa_stop_inner(s->inner);
 	if (old == SSA_ESTABLISHED && s->ktls)
 		ssa_close_notify(s);
+	else if (old == SSA_ESTABLISHED && sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime)
+		ssa_reset_daemon(s);
 	if (s->session == ssa_session())
 		ssa_event_post(s->closing);
 	sock_orphan(sk);

@@ -129,6 +129,7 @@ int ssa_event_post(struct ssa_event *event);
 int ssa_event_wait(struct ssa_event *event);
 void ssa_event_answer(u64 number, u64 id, int command, int result, const void *value, size_t size);
 struct ssa_event *ssa_event_next(void);
+void ssa_event_return(struct ssa_event *event);
 void ssa_events_fail(int error);
 int ssa_user_get(struct ssa_sock *s);
 int ssa_user_share(struct ssa_sock *s, const struct ssa_sock *parent);
