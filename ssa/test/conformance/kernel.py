@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ssa.api import IPPROTO_TLS
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 """How long the daemon may take to register; a virtual machine is slow."""
 
 
