@@ -92,11 +92,10 @@ class Machine:
             words = self._arguments(directory, (exchange or directory / "exchange").resolve())
             begun = time.monotonic()
             if command.terminal:
-                subprocess.run([*words, "-serial", "stdio"], check=False)
+                subprocess.run(words, check=False)
                 console, problem = Console(), ""
             else:
-                words += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-                          "-qmp", f"unix:{directory / 'monitor'},server=on,wait=off"]
+                words += ["-qmp", f"unix:{directory / 'monitor'},server=on,wait=off"]
                 console, problem = _watch(words, directory / "monitor", timeout, hear)
             return _outcome(directory / "control", console, problem, time.monotonic() - begun)
         finally:
@@ -109,20 +108,20 @@ class Machine:
         return runs
 
     def _arguments(self, directory: Path, exchange: Path) -> list[str]:
-        """QEMU's command line but for the console."""
+        """QEMU's command line but for the monitor."""
         line = f"{_LINE} tsc_early_khz={kilohertz()} {' '.join(self.parameters)}"
         shares = [("host", "/", ",readonly=on"), ("control", str(directory / "control"), ""), ("exchange", str(exchange), "")]
         words = ["qemu-system-x86_64", "-M", "microvm", "-accel", "tcg,thread=multi", "-cpu", "max",
                  "-smp", str(self.processors), "-m", str(self.memory),
                  "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                  "-kernel", str(self.kernel.image), "-initrd", str(directory / "initrd"), "-append", line,
-                 "-device", "virtio-rng-device"]
+                 "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console", "-device", "virtio-rng-device"]
         for name, path, option in shares:
             quoted = path.replace(",", ",,")
             words += ["-fsdev", f"local,id={name},path={quoted},security_model=none,multidevs=remap{option}",
                       "-device", f"virtio-9p-device,fsdev={name},mount_tag={name}"]
         words[0] = find(words[0]) or words[0]
-        return [*words, *self.options]
+        return ["setpriv", "--pdeathsig=KILL", "--", *words, *self.options]  # QEMU ends when we do, however that happens
 
 
 def _watch(words: Sequence[str], monitor: Path, timeout: float,
