@@ -36,7 +36,7 @@ PACKAGE: Final = "ssa.test.conformance"
 ROOT: Final = Path(ssa.__file__).parent.parent
 CASE_SECONDS: Final = 20.0
 """How long one case may take, unless its class has another C{timeout}."""
-START_SECONDS: Final = 30.0
+START_SECONDS: Final = 180.0
 GRACE_SECONDS: Final = 2.0
 """How long the program has, after its time is up, to write down where it hangs."""
 ORDINARY_USER: Final = "nobody"
