@@ -132,6 +132,8 @@ class Program:
         @return: False: it was not found or is not executable.  The front has been told; the process that was to execute it
             ends like any other child.
         """
+        # Before it runs, so that the front knows its program even if this process ends at the next moment.
+        self._report(f"started {self.pid}", [self.pidfd])
         try:
             self._control.send(b"go", socket.MSG_NOSIGNAL)
             answer = self._control.recv(MESSAGE_SIZE)
@@ -143,7 +145,6 @@ class Program:
             self._report(f"failed {status} {text}")
             return False
         self.started = True
-        self._report(f"started {self.pid}", [self.pidfd])
         return True
 
     def refuse(self, text: str, status: int = EXIT_OWN_FAILURE) -> NoReturn:
