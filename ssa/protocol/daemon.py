@@ -24,6 +24,7 @@ from ssa.protocol.answering import Answering, LinkLimits, lostError
 from ssa.protocol.link import NO_DESCRIPTOR, BoundedLog, Link, decodePacket
 from ssa.protocol.messages import (
     FROM_INTERCEPTOR,
+    PROTOCOL_VERSION,
     Accepted,
     AcceptedReply,
     Answer,
@@ -97,7 +98,7 @@ class DaemonEnd:
         self._sequence = 0
         self._isLost = False
         self._link = Link(reactor, sock, self)
-        self._ask(Register()).addErrback(self._registrationFailed)
+        self._ask(Register(PROTOCOL_VERSION)).addErrback(self._registrationFailed)
 
     @property
     def limits(self) -> LinkLimits:

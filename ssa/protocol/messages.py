@@ -334,7 +334,7 @@ class Register(Request):
     @ivar version: L{PROTOCOL_VERSION}.
     """
 
-    version: Annotated[int, Attribute.VERSION] = PROTOCOL_VERSION
+    version: Annotated[int, Attribute.VERSION]  # no default: it must always be said
 
 
 @message(Command.NEXT)

@@ -60,7 +60,7 @@ EXAMPLES: list[Message] = [
     messages.DataReturn(1, 2, b"value"),
     messages.DataReturn(1, 2, bytes(MAXIMUM_VALUE)),
     messages.HandshakeReturn(1, 2, 0),
-    messages.Register(),
+    messages.Register(messages.PROTOCOL_VERSION),
     messages.Register(7),
     messages.Next(),
     messages.Fetch(2),
