@@ -180,12 +180,14 @@ class Server:
         context: SSL.Context | None = None,
         *,
         host: str = "127.0.0.1",
+        port: int = 0,
         delay: float = 0.0,
         backlog: int = 1024,
         quiet: bool = False,
     ) -> None:
         """
         @param talk: called in the connection's thread after the handshake; the connection is closed after it.
+        @param port: where to listen; 0 for any.
         @param delay: seconds that it waits before each handshake.
         @param quiet: handshakes may fail.
         """
@@ -197,7 +199,7 @@ class Server:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.socket(family, socket.SOCK_STREAM)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind((host, 0))
+        self._listener.bind((host, port))
         self._listener.listen(backlog)
         self.address = self._listener.getsockname()
         self._threads: list[threading.Thread] = []
