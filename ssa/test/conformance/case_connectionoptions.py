@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: MIT
 """
-What connections tell by options of the level IPPROTO_TLS, and TLS_UPGRADE.
+What connections tell by options of the level IPPROTO_TLS.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import select
 import socket
 import struct
 from typing import Final
 
 from OpenSSL import SSL
 
-from ssa.api import IPPROTO_TLS, UPGRADE_FORMAT, Option, Role
-from ssa.test.conformance.case import PairCase, Thread, number, text, value
+from ssa.api import IPPROTO_TLS, UPGRADE_FORMAT, Option
+from ssa.test.conformance.case import PairCase, number, text, value
 from ssa.test.conformance.case_options import OptionCase, named, rawSet
 from ssa.test.conformance.peers import NAME, Peer, clientContext, credential, echo, serverContext
 from ssa.test.pki import otherCA, testCA
@@ -283,6 +281,22 @@ class Error(OptionCase):
         self.sets(0, sock, Option.TLS_REMOTE_HOSTNAME, NAME.encode())
         self.assertEqual(self.tlsError(sock), "")
 
+    def test_last(self) -> None:
+        """The last failure counts, whichever part of the system found it."""
+        closed = self.plainListener()
+        address = closed.getsockname()
+        closed.close()
+        sock = self.clientSocket(name="other.example")
+        for _ in range(2):
+            self.sets(errno.ENOENT, sock, Option.TLS_CERTIFICATE_CHAIN, b"/nonexistent")
+            self.assertIn("/nonexistent", self.tlsError(sock))
+            self.fails(errno.EKEYREJECTED, sock.connect, self.server(echo, quiet=True).address)
+            self.assertIn("other.example", self.tlsError(sock))
+            self.sets(errno.EINVAL, sock, Option.TLS_ALPN, b",")
+            self.assertIn("TLS_ALPN", self.tlsError(sock))
+            self.fails(errno.ECONNREFUSED, sock.connect, address)
+            self.assertNotIn("TLS_ALPN", self.tlsError(sock))
+
     def test_connect(self) -> None:
         """A connect that succeeds clears it."""
         sock = self.clientSocket()
@@ -324,166 +338,3 @@ class Error(OptionCase):
         bad = serverContext(otherCA().issue([NAME], subject="evil\n\x1b[2Jline"))
         self.fails(errno.EKEYREJECTED, sock.connect, self.server(echo, bad, quiet=True).address)
         self.assertTrue(self.tlsError(sock).isprintable())
-
-
-class _Upgrade(OptionCase):
-    """A case with TCP connections."""
-
-    def tcp(self, host: str = "127.0.0.1") -> tuple[socket.socket, socket.socket]:
-        """Two ordinary sockets, connected with each other, that have talked."""
-        listener = self.plainListener(host)
-        one = self.keep(socket.create_connection(listener.getsockname()[:2]))
-        two = self.keep(listener.accept()[0])
-        listener.close()
-        one.sendall(b"STARTTLS")
-        self.assertEqual(two.recv(20), b"STARTTLS")
-        two.sendall(b"220 go")
-        self.assertEqual(one.recv(20), b"220 go")
-        return one, two
-
-    def secure(self, plain: socket.socket, server: bool, context: SSL.Context | None = None) -> Peer:
-        """The ordinary end goes on with TLS."""
-        peer = Peer(plain, context or (serverContext() if server else clientContext()), server=server)
-        peer.handshake()
-        return peer
-
-    def upgrade(self, sock: socket.socket, plain: socket.socket, role: Role) -> int:
-        """TLS_UPGRADE; 0 or the errno."""
-        return rawSet(sock, Option.TLS_UPGRADE, struct.pack(UPGRADE_FORMAT, plain.fileno(), role))
-
-    def talk(self, sock: socket.socket, peer: Peer) -> None:
-        """Data goes both ways."""
-        sock.setblocking(True)
-        sock.sendall(b"ping")
-        self.assertEqual(peer.exactly(4), b"ping")
-        peer.send(b"pong")
-        self.assertEqual(self.exactly(sock, 4), b"pong")
-
-    def socketFor(self, role: Role, family: int = socket.AF_INET, flags: int = 0) -> socket.socket:
-        """A socket with what the role needs."""
-        if role is Role.CLIENT:
-            return self.clientSocket(family, flags)
-        sock = self.tlsSocket(family, flags)
-        self.certify(sock)
-        return sock
-
-
-class Upgrade(_Upgrade):
-    """140, TLS_UPGRADE."""
-
-    def test_blocking(self) -> None:
-        """Both roles, at either end of the TCP connection: it returns when the handshake has ended."""
-        for role in Role:
-            for which in (0, 1):
-                with self.subTest(role=role, which=which):
-                    ends = self.tcp()
-                    mine, theirs = ends[which], ends[1 - which]
-                    names = mine.getsockname(), mine.getpeername()
-                    securing = Thread(lambda role=role, theirs=theirs: self.secure(theirs, role is Role.CLIENT))  # type: ignore[misc]
-                    sock = self.socketFor(role)
-                    self.assertEqual(named(self.upgrade(sock, mine, role)), "success")
-                    peer = securing.result()
-                    mine.close()
-                    self.talk(sock, peer)
-                    self.assertEqual((sock.getsockname(), sock.getpeername()), names)
-                    self.assertEqual(number(sock, Option.TLS_VERSION_CONN), 0x0304)
-                    binding = peer.tls.export_keying_material(LABEL, 32, b"")
-                    self.assertEqual(value(sock, Option.TLS_CHANNEL_BINDING), binding)
-                    self.assertEqual(self.upgrade(sock, theirs, role), errno.EISCONN)
-                    sock.shutdown(socket.SHUT_WR)
-                    self.assertEqual(peer.rest(), b"")
-
-    def test_nonblocking(self) -> None:
-        """EINPROGRESS; not writable until the handshake has ended, then writable with SO_ERROR 0."""
-        for role in Role:
-            with self.subTest(role=role):
-                mine, theirs = self.tcp()
-                sock = self.socketFor(role, flags=socket.SOCK_NONBLOCK)
-                self.assertEqual(named(self.upgrade(sock, mine, role)), "EINPROGRESS")
-                self.assertEqual(select.select([sock], [sock], [], 0.05), ([], [], []))
-                self.assertEqual(named(self.upgrade(sock, mine, role)), "EALREADY")
-                securing = Thread(lambda role=role, theirs=theirs: self.secure(theirs, role is Role.CLIENT))  # type: ignore[misc]
-                self.writable(sock)
-                self.assertEqual(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
-                mine.close()
-                self.talk(sock, securing.result())
-
-    def test_six(self) -> None:
-        """Over IPv6."""
-        mine, theirs = self.tcp("::1")
-        securing = Thread(lambda: self.secure(theirs, True))
-        sock = self.clientSocket(socket.AF_INET6)
-        self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "success")
-        self.talk(sock, securing.result())
-
-    def test_identity(self) -> None:
-        """The peer's identity is checked: EKEYREJECTED; without a name it is the address."""
-        mine, theirs = self.tcp()
-        securing = Thread(lambda: self.secure(theirs, True))
-        sock = self.clientSocket(name="other.example")
-        self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "EKEYREJECTED")
-        self.assertIn("other.example", self.tlsError(sock))
-        self.assertRaises(SSL.Error, securing.result)
-        self.fails(errno.ENOTCONN, sock.getpeername)
-        mine, again = self.tcp()
-        securing = Thread(lambda: self.secure(again, True))
-        self.sets(0, sock, Option.TLS_REMOTE_HOSTNAME, b"127.0.0.1")
-        self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "success")
-        self.assertIsNone(securing.result().tls.get_servername())
-        mine, third = self.tcp()
-        securing = Thread(lambda: self.secure(third, True, serverContext(testCA().issue([NAME]))))
-        self.assertEqual(named(self.upgrade(self.clientSocket(name=""), mine, Role.CLIENT)), "EKEYREJECTED")
-        self.assertRaises(SSL.Error, securing.result)
-
-    def test_notTLS(self) -> None:
-        """The peer goes on in the clear: EPROTO, in both roles."""
-        for role in Role:
-            with self.subTest(role=role):
-                mine, theirs = self.tcp()
-                theirs.sendall(b"500 what do you mean? " * 10)
-                sock = self.socketFor(role)
-                self.assertEqual(named(self.upgrade(sock, mine, role)), "EPROTO")
-                self.assertNotEqual(self.tlsError(sock), "")
-
-    def test_noCertificate(self) -> None:
-        """A server without a certificate: ENOKEY."""
-        mine, _ = self.tcp()
-        sock = self.tlsSocket()
-        self.assertEqual(named(self.upgrade(sock, mine, Role.SERVER)), "ENOKEY")
-        self.assertNotEqual(self.tlsError(sock), "")
-
-    def test_refusals(self) -> None:
-        """What is no connected TCP socket of the caller; the socket stays new."""
-        sock = self.clientSocket()
-        reader, writer = os.pipe()
-        self.addCleanup(os.close, reader)
-        self.addCleanup(os.close, writer)
-        datagram = self.keep(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        datagram.connect(("127.0.0.1", 9))
-        local = [self.keep(each) for each in socket.socketpair()]
-        unconnected = self.keep(socket.socket())
-        for descriptor, expected in (
-            (-1, {"EBADF"}),
-            (1 << 20, {"EBADF"}),
-            (reader, {"ENOTSOCK"}),
-            (unconnected.fileno(), {"ENOTCONN"}),
-            (self.plainListener().fileno(), {"ENOTCONN", "EINVAL"}),
-            (datagram.fileno(), {"EINVAL", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT"}),
-            (local[0].fileno(), {"EINVAL", "EAFNOSUPPORT"}),
-            (sock.fileno(), {"EINVAL"}),
-            (self.tlsSocket().fileno(), {"EINVAL"}),
-        ):
-            with self.subTest(descriptor=descriptor):
-                error = rawSet(sock, Option.TLS_UPGRADE, struct.pack(UPGRADE_FORMAT, descriptor, 0))
-                self.assertIn(named(error), expected)
-                self.assertNotEqual(self.tlsError(sock), "")
-        sock.connect(self.server(echo).address)
-
-    def test_tooLate(self) -> None:
-        """On listeners and connections: EISCONN, and the TCP connection is left alone."""
-        client, server = self.bothEnds()
-        mine, theirs = self.tcp()
-        for sock in (client, server, self.listener()):
-            self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "EISCONN")
-        mine.sendall(b"still plain")
-        self.assertEqual(theirs.recv(20), b"still plain")

@@ -276,6 +276,12 @@ class TrustedPeerCertificates(FileCase):
         for trusted in (wrong, os.path.dirname(wrong)):
             self.assertEqual(named(self.outcome(trusted)), "EKEYREJECTED")
 
+    def test_largeFile(self) -> None:
+        """The limit of 64 KiB is the value's, not the file's: stores of real systems are larger."""
+        path = self.file(otherCA().pem * 300 + testCA().pem)
+        self.assertGreater(os.path.getsize(path), 1 << 17)
+        self.assertEqual(named(self.outcome(path)), "success")
+
     def test_failures(self) -> None:
         """Files that are missing, unreadable, or no PEM."""
         self.failures(Option.TLS_TRUSTED_PEER_CERTIFICATES)
