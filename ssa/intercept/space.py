@@ -9,11 +9,12 @@ root, and by the ordinary user who made the namespace's user namespace: he has a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from errno import EADDRINUSE, EADDRNOTAVAIL, EINPROGRESS, EISCONN, ETIMEDOUT
 
 from ssa.intercept import bpf
@@ -55,6 +56,21 @@ def connectAtOnce(sock: socket.socket, address: RawAddress) -> None:
     if number:
         raise OSError(number, os.strerror(number))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+
+
+@contextlib.contextmanager
+def _keepingFamilies(sock: socket.socket) -> Iterator[None]:
+    """
+    Keep IPV6_V6ONLY as the program has it: bind(2) to an IPv6 address sets it, and the next address that is tried may be an
+    IPv4-mapped one.  Only for a bind that takes no port, after which the option can still be set.
+    """
+    if sock.family != socket.AF_INET6:
+        yield
+        return
+    chosen = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    yield
+    if sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) != chosen:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, chosen)
 
 
 def _forceBind(sock: socket.socket, address: RawAddress) -> None:
@@ -147,7 +163,8 @@ class Space:
         chosen = sock.getsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT)
         sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
         try:
-            sock.bind((local[0], 0, *local[2:]))
+            with _keepingFamilies(sock):
+                sock.bind((local[0], 0, *local[2:]))
         finally:
             sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, chosen)
 

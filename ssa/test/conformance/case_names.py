@@ -141,8 +141,8 @@ class _Connecting(_Named):
         self.assertNotEqual(sock.getsockname()[1], 0)
         self.assertEqual(self.tlsError(sock), "")
         if self.flags:  # TCP says 0 once, after a connect that did not wait
-            self.assertIn(sock.connect_ex(server.address), (0, errno.EISCONN))
-        self.assertEqual(sock.connect_ex(server.address), errno.EISCONN)
+            self.assertIn(sock.connect_ex(sock.getpeername()), (0, errno.EISCONN))
+        self.assertEqual(sock.connect_ex(sock.getpeername()), errno.EISCONN)
         self.talk(sock)
 
     def test_four(self) -> None:
@@ -156,6 +156,10 @@ class _Connecting(_Named):
         seen: list[str] = []
         self.reaches("::1", socket.AF_INET6, self.serve("::1", peers.credential(), seen=seen), peer="::1")
         self.assertEqual(seen, [""])
+
+    def test_fourOnSix(self) -> None:
+        """An IPv4 literal and an AF_INET6 socket, whose names are IPv4-mapped."""
+        self.reaches("127.0.0.1", socket.AF_INET6, self.serve(identity=peers.credential()), peer="::ffff:127.0.0.1")
 
     def test_sixOnFour(self) -> None:
         """An IPv6 literal and an AF_INET socket: there is no address to try."""
@@ -172,6 +176,27 @@ class _Connecting(_Named):
     def test_localhostSix(self) -> None:
         """localhost, an AF_INET6 socket, a server on ::1 only."""
         self.reaches("localhost", socket.AF_INET6, self.serve("::1"), peer="::1")
+
+    def test_localhostSecond(self) -> None:
+        """localhost, an AF_INET6 socket, a server on 127.0.0.1 only."""
+        self.reaches("localhost", socket.AF_INET6, self.serve(), peer="::ffff:127.0.0.1")
+
+    def test_mappedNext(self) -> None:
+        """An attempt at an IPv6 address, by name or not, leaves nothing behind that keeps the next one from an IPv4 address."""
+        server = self.serve(identity=peers.credential())
+        sock = self.new(socket.AF_INET6)
+        self.is_(errno.ECONNREFUSED, self.attempt(sock, "::1", self.closedPort()), sock)
+        self.assertEqual(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY), 0)
+        self.reaches("127.0.0.1", socket.AF_INET6, server, peer="::ffff:127.0.0.1", sock=sock)
+
+    def test_onlySix(self) -> None:
+        """IPV6_V6ONLY that the program has set holds for names too."""
+        sock = self.new(socket.AF_INET6)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        number = self.attempt(sock, "localhost", self.serve().address[1])
+        self.assertIn(number, (errno.ECONNREFUSED, errno.ENETUNREACH), self.tlsError(sock))
+        self.reaches("localhost", socket.AF_INET6, self.serve("::1"), peer="::1", sock=sock)
+        self.assertEqual(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY), 1)
 
     def test_capitals(self) -> None:
         """Names have no case."""
@@ -210,19 +235,19 @@ class _Connecting(_Named):
 
     def test_refused(self) -> None:
         """Nobody listens anywhere: TCP's errno; then the socket is new."""
-        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        for family in (socket.AF_INET, socket.AF_INET6):
             with self.subTest(family=family):
                 sock = self.new(family)
                 self.is_(errno.ECONNREFUSED, self.attempt(sock, "localhost", self.closedPort()), sock)
                 self.toldOf(sock, "refused")
                 sock.setsockopt(IPPROTO_TLS, Option.TLS_REMOTE_HOSTNAME, b"localhost")
-                self.is_(0, self.attempt(sock, "localhost", self.serve(host).address[1]), sock)
+                self.is_(0, self.attempt(sock, "localhost", self.serve().address[1]), sock)
                 self.talk(sock)
 
     def test_nextAddress(self) -> None:
         """An address whose server is the wrong one is not the end, in either order."""
         good, bad = serverContext(localhost()), serverContext(peers.credential())
-        for six, four, expected in ((good, bad, "::1"),):
+        for six, four, expected in ((good, bad, "::1"), (bad, good, "::ffff:127.0.0.1")):
             with self.subTest(expected=expected):
                 port = self.serveBoth(six, four)
                 sock = self.new(socket.AF_INET6)
