@@ -16,6 +16,7 @@ import unittest
 from types import TracebackType
 from typing import Any, TypeAlias
 
+from ssa.test.conformance.peers import credential
 from ssa.test.conformance.runner import PACKAGE, namesOf
 
 ExcInfo: TypeAlias = (
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> int:
     os.set_inheritable(descriptor, False)
     imported = importlib.import_module(f"{PACKAGE}.{module}")
     limits = namesOf(imported)
+    credential()  # two threads that asked for it first, at the same time, would make two roots of one name
     loader = unittest.defaultTestLoader
     reporter = Reporter(descriptor)
     lastClass: type[unittest.TestCase] | None = None
