@@ -280,6 +280,12 @@ class Error(OptionCase):
         self.assertNotIn(self.tlsError(sock), ("", line))
         self.sets(0, sock, Option.TLS_REMOTE_HOSTNAME, NAME.encode())
         self.assertEqual(self.tlsError(sock), "")
+        self.sets(errno.ENOENT, sock, Option.TLS_CERTIFICATE_CHAIN, b"/nonexistent")
+        self.sets(errno.EINVAL, sock, Option.TLS_ALPN, b",")
+        self.assertIn("TLS_ALPN", self.tlsError(sock))
+        self.sets(errno.ENOENT, sock, Option.TLS_CERTIFICATE_CHAIN, b"/nonexistent")
+        self.sets(0, sock, Option.TLS_ALPN, b"h2")
+        self.assertEqual(self.tlsError(sock), "")
 
     def test_last(self) -> None:
         """The last failure counts, whichever part of the system found it."""
