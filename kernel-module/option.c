@@ -159,7 +159,7 @@ static int ssa_unfit(const struct sock *sk, const struct socket *tcp)
 	if (tcp->sk->sk_protocol != IPPROTO_TCP || tcp->sk->sk_type != SOCK_STREAM ||
 	    !net_eq(sock_net(tcp->sk), sock_net(sk)))
 		return -EINVAL;
-	if (tcp->sk->sk_state != TCP_ESTABLISHED)
+	if (tcp->sk->sk_state != TCP_ESTABLISHED && tcp->sk->sk_state != TCP_CLOSE_WAIT)
 		return -ENOTCONN;
 	return 0;
 }

@@ -28,7 +28,7 @@ from ssa.api import UPGRADE_FORMAT, Address, DataPath, HostnameAddress, Internet
 from ssa.errors import SSAError
 from ssa.intercept.caller import Credentials
 from ssa.intercept.carried import carry, inherit
-from ssa.intercept.core import TCP_CLOSE, TCP_ESTABLISHED, Core, tcpState
+from ssa.intercept.core import TCP_CLOSE, TCP_CLOSE_WAIT, TCP_ESTABLISHED, Core, tcpState
 from ssa.intercept.endpoint import Endpoint, State
 from ssa.intercept.namespace import WILDCARDS, socketCookie
 from ssa.intercept.notify import Notification
@@ -374,7 +374,7 @@ class Connecting:
             return EAFNOSUPPORT, "the descriptor is no TCP socket"
         if real.type != socket.SOCK_STREAM or real.proto != socket.IPPROTO_TCP:
             return EINVAL, "the descriptor is no TCP socket"
-        if tcpState(real) != TCP_ESTABLISHED:
+        if tcpState(real) not in (TCP_ESTABLISHED, TCP_CLOSE_WAIT):
             return ENOTCONN, "the TCP socket is not connected"
         if real.family != endpoint.family:
             return EAFNOSUPPORT, "the TLS socket and the TCP socket are of different address families"
@@ -451,6 +451,8 @@ class Connecting:
         endpoint.attempt = None
         endpoint.external, endpoint.remote = external, remote
         endpoint.closeReal()
+        if any(self._core.listener.isAlive(waiter.call) for waiter in endpoint.waiters):
+            self._settle(endpoint)
         return plain.detach()
 
     def _finished(self, endpoint: Endpoint, error: int) -> None:
@@ -460,18 +462,19 @@ class Connecting:
         if not error and endpoint.state is not State.CONNECTED:
             error = EIO
             self._core.log.error("the daemon calls socket {id} connected, but has not fetched its end", id=endpoint.id)
-        if error and endpoint.state is State.CONNECTED:
-            return  # the link broke after the connection was made: its data tells
-        if error:
+        if error and endpoint.state is not State.CONNECTED:
             self._failed(endpoint, error)
             return
+        # Connected.  If the link broke after that, the data tells.
         for waiter in self._core.takeWaiters(endpoint):
-            if self._core.listener.isAlive(waiter.call):
-                self._settle(endpoint)
             self._core.succeed(waiter.call)
 
     def _settle(self, endpoint: Endpoint) -> None:
-        """Tell the kernel that a blocking connect(2) has returned: the next one must be EISCONN."""
+        """
+        Tell the kernel that a blocking connect(2) has returned: the next one must be EISCONN.
+
+        Before the daemon has the plaintext end: a reset that came through it would be this call's, and lost to the program.
+        """
         program = self._core.findAgain(endpoint)
         if program is not None and endpoint.remote is not None:
             with program:
