@@ -22,10 +22,11 @@ from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from ssa.api import InternetAddress, Option
+from ssa.descriptors import raiseDescriptorLimit
 from ssa.embedded import logLevel
 from ssa.errors import SSAError
 from ssa.policy.profile import Policy
-from ssa.service import Daemon, raiseDescriptorLimit
+from ssa.service import Daemon
 from ssa.tap import Options, ReloadOnHangUp
 from ssa.test.badservers import echo, running, serverContext, stalling
 from ssa.test.loopback import LoopbackInterceptor
