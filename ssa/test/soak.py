@@ -6,8 +6,8 @@ anything leaked?
 After a warm-up, descriptors, memory and kernel sockets of the supervisor, the daemon, the namespace helper and the program are
 taken; then again after the connections.  What must hold:
 
-  - descriptors: not one more, in any of the processes; but the supervisor has a stock of sockets that no program has yet, between
-    none and one less than the helper makes at a time;
+  - descriptors: not one more, in any of the processes; but the supervisor has a stock of sockets that no program has yet,
+    between none and one less than the helper makes at a time;
   - the private network: not one socket more that is not in TIME_WAIT;
   - memory (resident): no process grows by more than L{ALLOWED} plus L{ALLOWED_EACH} for each connection of its side.  An
     object of Python that is kept with its dictionary has about 500 bytes, a TLS connection of OpenSSL 20,000; the fixed
