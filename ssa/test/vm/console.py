@@ -6,12 +6,13 @@ from __future__ import annotations
 import re
 
 #: How a complaint of the kernel begins, after the time that it puts before each of its lines: panics, oopses, what KASAN,
-#: lockdep, kmemleak and the other checkers print, hung tasks and stalls.
+#: lockdep and the other checkers print, hung tasks and stalls.  Not kmemleak, whose first suspicions may be wrong: session.sh
+#: asks it twice.
 _REPORT = re.compile(
     rb"\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? "
     rb"((?:Kernel panic|BUG:|WARNING:|Oops:|UBSAN:|INFO: task |INFO: rcu_|INFO: possible |INFO: trying to register|rcu: INFO:"
     rb"|general protection fault|int3:|invalid opcode|divide error|stack segment|double fault|traps: PANIC|PANIC:"
-    rb"|kernel BUG at|refcount_t:|list_(?:add|del) corruption|kmemleak: \d+ new|ODEBUG:|unregister_netdevice: waiting"
+    rb"|kernel BUG at|refcount_t:|list_(?:add|del) corruption|ODEBUG:|unregister_netdevice: waiting"
     rb"|watchdog: BUG:|INFO: suspicious|ref_tracker:|DEBUG_LOCKS_WARN_ON)[^\r\n]*)"
 )
 

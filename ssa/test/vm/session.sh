@@ -54,7 +54,7 @@ ulimit -Hn 65536
 echo 1 >/proc/sys/kernel/panic_on_warn
 [ ! -e /proc/sys/kernel/hung_task_timeout_secs ] || echo 120 >/proc/sys/kernel/hung_task_timeout_secs
 [ -z "$LEAKS" ] || [ -e /sys/kernel/debug/kmemleak ] || problem "this kernel cannot look for leaks"
-[ -z "$LEAKS" ] || { scan >/dev/null; echo clear >/sys/kernel/debug/kmemleak; }
+[ -z "$LEAKS" ] || { echo scan >/sys/kernel/debug/kmemleak; echo clear >/sys/kernel/debug/kmemleak; }
 read -r booted _ </proc/uptime
 echo "$booted" >"$control/booted"
 
