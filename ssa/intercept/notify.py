@@ -177,7 +177,9 @@ class NotificationListener:
         call ends with 0, the number of another file of the program's, who would then write its plaintext there.
 
         A caller that a signal interrupts between the two steps has a descriptor that it does not know of.  The next one
-        that its process gets, mostly for the same call started again, takes that one's place.
+        that its process gets, mostly for the same call started again, takes that one's place.  Where the signal comes at
+        the very moment of the answer, the kernel says that the answer was taken and starts the call again all the
+        same: that one is lost, and nobody can know.
 
         @return: the number.
         @raise Gone: nobody waits for it any more.

