@@ -6,6 +6,7 @@
 
 control=/run/vm/control
 b=/run/vm/busybox
+: >"$control/started"
 . "$control/settings.sh"   # MODULES, RELEASE, LOAD, LEAKS, NUMBER, SHELL_WANTED
 
 finish() {  # STATUS
@@ -49,6 +50,9 @@ $b mkdir -p /run/vm/home
 $b chown "$NUMBER:$NUMBER" /run/vm/home
 $b chmod 1777 /run/vm/exchange /tmp
 ulimit -Hn 65536
+
+# Removing modules and namespaces waits for grace periods: make them short.
+echo 1 >/sys/kernel/rcu_expedited
 
 # From here on the kernel's warnings are about what runs here.
 echo 1 >/proc/sys/kernel/panic_on_warn
