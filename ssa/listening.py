@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ssa.admission import Admission, Claimant, Slot
-from ssa.errors import Cause, SSAError
+from ssa.errors import SSAError
 from ssa.factories import Secured, TLSFactory
 from ssa.liveoptions import neverWaitInClose
 from ssa.throttle import Throttle
@@ -66,6 +66,13 @@ class Accepting(Protocol):
         """
         A handshake has succeeded.  The Deferred fires when the connection is
         in the program's queue or given up; it owns C{secured} from now on.
+        """
+
+    def listenerShutDown(self) -> None:
+        """
+        Whoever else holds the listener has shut it down: nothing can be accepted any more.
+
+        Of a program on the kernel module it is the last descriptor's close, which the event tells too, or shutdown(2).
         """
 
     def listenerFailed(self, error: SSAError) -> None:
@@ -167,8 +174,17 @@ class Listener:
         return "listening"
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor found the listener broken or shut down."""
-        self._broken(Cause.INTERNAL.error("the real listening socket was shut down"))
+        """
+        The reactor found the listener shut down, or a stale event of another socket: descriptors that are closed and opened
+        within one round of the reactor have the same numbers.
+        """
+        if self._stopped:
+            return
+        if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            self._resume()
+        else:
+            self.stop()
+            self._accepting.listenerShutDown()
 
     def doRead(self) -> None:
         """Accept what waits, up to the bounds."""

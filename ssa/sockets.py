@@ -515,6 +515,12 @@ class TLSSocket:
         new._startRelay(secured, plaintext)
         self._adopt(newID, new)
 
+    def listenerShutDown(self) -> None:
+        """The program has shut the real listener down, or is closing it (L{ssa.listening.Accepting})."""
+        self._listener = None
+        self.options.failed(Cause.CANCELLED.error("the listener was shut down"))
+        self._life.fail()
+
     def listenerFailed(self, error: SSAError) -> None:
         """The real listener is broken (L{ssa.listening.Accepting})."""
         self._listener = None

@@ -455,6 +455,24 @@ class TimeTests(SynchronousTestCase):
             shake.doWrite()
             shake.connectionLost(Failure(Exception()))
 
+    def test_staleEvent(self) -> None:
+        """The end of another socket, which had the same descriptor until a moment ago, does not end the handshake."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        sock = socket.create_connection(listener.getsockname())
+        self.addCleanup(sock.close)
+        sock.setblocking(False)
+        clock = _Reactor()
+        connection = clientConnection(Profile(), trusting(testCA()), sock, parseIdentity("a.example"))
+        shake = Handshake(clock, connection, sock, 7)
+        done = shake.start()
+        clock.readers.clear()  # as the reactor does before it tells
+        shake.connectionLost(Failure(Exception()))
+        self.assertNoResult(done)
+        self.assertEqual(clock.readers, {shake})
+        shake.cancel()
+        self.failureResultOf(done, SSAError)
+
     def test_unchecked(self) -> None:
         """A handshake that ended without a check of the peer is no success."""
         ours, theirs = socket.socketpair()

@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ssa.protocol.messages", "ssa.protocol.wire"),
     ("ssa.interfaces",),
     ("ssa.api",),
-    ("ssa.errors", "ssa.version"),
+    ("ssa.errors", "ssa.tcpstate", "ssa.version"),
     # A library of its own: a kernel in memory, generic netlink, requests, the socket, messages.
     ("ssa.netlink.testing",),
     ("ssa.netlink.generic",),

@@ -539,9 +539,19 @@ class ListenTests(DispatcherCase):
         """A listener that is shut down behind the daemon's back fails, and the socket says why."""
         self.listen()
         listener: Any = next(iter(self.around.reactor.readers))
+        listener.realSocket().shutdown(socket.SHUT_RDWR)
         listener.connectionLost(None)
         self.assertIs(Stage.FAILED, self.stage())
         self.assertIn("shut down", self.error())
+
+    def test_staleEvent(self) -> None:
+        """The end of another socket, which had the listener's descriptor until a moment ago, is not the listener's."""
+        self.listen()
+        listener: Any = next(iter(self.around.reactor.readers))
+        self.around.reactor.readers.clear()  # as the reactor does before it tells
+        listener.connectionLost(None)
+        self.assertIs(Stage.LISTENING, self.stage())
+        self.assertEqual({listener}, self.around.reactor.readers)
 
     def test_notListening(self) -> None:
         """An interceptor that hands over something else."""

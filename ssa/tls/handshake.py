@@ -20,6 +20,7 @@ from zope.interface import implementer
 
 from ssa.errors import Cause, SSAError, alertOf, causeOfOpenSSL, causeOfSystemError, connectionError, failed
 from ssa.policy.profile import TLS_1_2
+from ssa.tcpstate import isOver
 from ssa.tls.connection import PeerCheck, peerCheckOf
 
 __all__ = ["Handshake", "describeConnectionError"]
@@ -128,12 +129,13 @@ class Handshake:
         """
         The reactor saw the connection's end (EPOLLHUP, EPOLLERR); it does not watch the descriptor any more.
 
-        What there is to read is read before that end is judged: it may be an alert.
+        What there is to read is read before that end is judged: it may be an alert.  It may also be a stale event of another
+        socket, which had the same descriptor when this round of the reactor began: then the handshake goes on.
         """
         self._reading = self._writing = False
         if self._done is not None:
             self._proceed()
-        if self._done is not None:
+        if self._done is not None and isOver(self._socket):
             self._fail(self._closedEarly("the connection was lost"))
 
     # the steps
