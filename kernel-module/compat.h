@@ -42,6 +42,24 @@
 #define SSA_IPV6_OFFSET
 #endif
 
+/* 6.2: the direction of an iterator got names. */
+#if SSA_SINCE(6, 2)
+#define SSA_DESTINATION ITER_DEST
+#else
+#define SSA_DESTINATION READ
+#endif
+
+/* 6.1: a filldir function returns whether to go on, not an error. */
+#if SSA_SINCE(6, 1)
+#define SSA_FILLDIR bool
+#define SSA_FILLDIR_MORE true
+#define SSA_FILLDIR_ENOUGH false
+#else
+#define SSA_FILLDIR int
+#define SSA_FILLDIR_MORE 0
+#define SSA_FILLDIR_ENOUGH 1
+#endif
+
 /* 6.1: commands from here on are checked strictly. */
 #if SSA_SINCE(6, 1)
 #define SSA_RESV_START .resv_start_op = 1,

@@ -4,8 +4,10 @@
  * where the daemon has installed kTLS on it.
  */
 #include <linux/module.h>
+#include <linux/sockios.h>
 #include <linux/un.h>
 #include <asm/ioctls.h>
+#include <net/af_unix.h>
 #include <net/tcp.h>
 #include <net/tls.h>
 
@@ -19,6 +21,9 @@
 #define SSA_ALERT_CLOSE_NOTIFY	0
 #define SSA_MESSAGE_TICKET	4
 #define SSA_ALERT_SIZE		2
+
+/* Bytes that surely fit into a pair, whatever the daemon's writes are cut into: each has some overhead there. */
+#define SSA_LOW_WATER		65536
 
 #define SSA_REFUSED_TO_SEND	(MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)
 
@@ -44,6 +49,31 @@ bool ssa_has_ktls(struct sock *sk)
 	return has;
 }
 
+/* How many bytes make a socket readable: SO_RCVLOWAT, but never more than surely fit into the pair. */
+static int ssa_low_water(const struct sock *sk)
+{
+	return clamp(READ_ONCE(sk->sk_rcvlowat), 1, SSA_LOW_WATER);
+}
+
+/* Poll the pair as TCP would be: with SO_RCVLOWAT, and with a mark where somebody waits for room. */
+static __poll_t ssa_poll_data(struct file *file, struct ssa_sock *s)
+{
+	const struct proto_ops *ops = READ_ONCE(s->data->ops);
+	struct sock *data = s->data->sk;
+	int low = ssa_low_water((struct sock *)s);
+	__poll_t mask;
+
+	mask = ops->poll(file, s->data, NULL);
+	if (!(mask & EPOLLOUT)) {
+		set_bit(SSA_NOSPACE, &s->flags);
+		smp_mb__after_atomic();
+		mask = ops->poll(file, s->data, NULL);
+	}
+	if (low > 1 && !s->ktls && !(mask & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) && unix_inq_len(data) < low)
+		mask &= ~(EPOLLIN | EPOLLRDNORM);
+	return mask;
+}
+
 __poll_t ssa_poll(struct file *file, struct socket *sock, struct poll_table_struct *table)
 {
 	struct sock *sk = sock->sk;
@@ -55,7 +85,7 @@ __poll_t ssa_poll(struct file *file, struct socket *sock, struct poll_table_stru
 	case SSA_CONNECTING:
 		return 0;
 	case SSA_ESTABLISHED:
-		mask = READ_ONCE(s->data->ops)->poll(file, s->data, NULL);
+		mask = ssa_poll_data(file, s);
 		if (READ_ONCE(s->shut))
 			mask |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
 		break;
@@ -88,7 +118,8 @@ static int ssa_ready(struct socket *sock, int flags)
 	case SSA_CONNECTING:
 		return -EAGAIN;
 	default:
-		return sock_error(sk) ?: -ENOTCONN;
+		/* Why a connect has failed stays for SO_ERROR, or for the next connect. */
+		return -READ_ONCE(sk->sk_err) ?: -ENOTCONN;
 	}
 }
 
@@ -98,8 +129,10 @@ int ssa_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 	struct ssa_sock *s = ssa_sk(sk);
 	int error;
 
-	if (msg->msg_flags & SSA_REFUSED_TO_SEND)
+	if (msg->msg_flags & SSA_REFUSED_TO_SEND) {
+		ssa_complain(s, "MSG_OOB, MSG_ZEROCOPY and MSG_FASTOPEN are not available for TLS");
 		return -EOPNOTSUPP;
+	}
 	error = ssa_ready(sock, msg->msg_flags);
 	if (error == -ENOTCONN) {
 		error = -EPIPE;		/* as TCP */
@@ -114,7 +147,10 @@ int ssa_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 	msg->msg_namelen = 0;
 	msg->msg_control = NULL;
 	msg->msg_controllen = 0;
-	return READ_ONCE(s->data->ops)->sendmsg(s->data, msg, len);
+	error = READ_ONCE(s->data->ops)->sendmsg(s->data, msg, len);
+	if (error == -EAGAIN || (error >= 0 && error < len))
+		ssa_want_space(s);
+	return error;
 }
 
 #if !SSA_SINCE(6, 5)
@@ -125,7 +161,10 @@ ssize_t ssa_sendpage(struct socket *sock, struct page *page, int offset, size_t 
 
 	if (error)
 		return error;
-	return READ_ONCE(s->data->ops)->sendpage(s->data, page, offset, size, flags);
+	error = READ_ONCE(s->data->ops)->sendpage(s->data, page, offset, size, flags);
+	if (error == -EAGAIN || (error >= 0 && error < size))
+		ssa_want_space(s);
+	return error;
 }
 #endif
 
@@ -219,7 +258,7 @@ static int ssa_ktls_recvmsg(struct ssa_sock *s, struct msghdr *msg, size_t len, 
 		got = READ_ONCE(s->inner->ops)->recvmsg(s->inner, &inner, len, flags);
 		msg->msg_iter = inner.msg_iter;
 		if (!got && len)
-			return -ECONNRESET;	/* TCP ended without close_notify */
+			return READ_ONCE(s->shut) ? 0 : -ECONNRESET;	/* TCP ended without close_notify */
 		if (got < 0)
 			return got;
 		type = ssa_type_of(&control);
@@ -243,10 +282,64 @@ static int ssa_ktls_recvmsg(struct ssa_sock *s, struct msghdr *msg, size_t len, 
 	}
 }
 
+/* Whether a receive from the pair may go on: there are so many bytes, or something has ended. */
+static bool ssa_may_receive(const struct ssa_sock *s, long wanted)
+{
+	struct sock *data = s->data->sk;
+
+	return READ_ONCE(s->shut) || READ_ONCE(data->sk_err) || (READ_ONCE(data->sk_shutdown) & RCV_SHUTDOWN) ||
+	       unix_inq_len(data) >= wanted;
+}
+
+/*
+ * Receive from the pair.  It waits here, not in AF_UNIX, which knows neither the low-water mark with MSG_PEEK, nor the
+ * program's own shutdown, of which the daemon's end must not hear.
+ */
+static int ssa_relay_recvmsg(struct sock *sk, struct msghdr *msg, size_t len, int flags)
+{
+	size_t target = sock_rcvlowat(sk, flags & MSG_WAITALL, len);
+	long timeout = sock_rcvtimeo(sk, flags & MSG_DONTWAIT);
+	struct iov_iter start = msg->msg_iter;
+	struct ssa_sock *s = ssa_sk(sk);
+	size_t total = 0;
+	long wanted;
+	int got;
+
+	for (;;) {
+		if (flags & MSG_PEEK) {
+			msg->msg_iter = start;
+			total = 0;
+		}
+		got = READ_ONCE(s->data->ops)->recvmsg(s->data, msg, len - total, flags | MSG_DONTWAIT);
+		if (got > 0)
+			total += got;
+		if (!len || total >= target)
+			return total;
+		if (!got) {
+			/* An end counts only where the daemon vouches for it: a dead one's end looks the same. */
+			if (total || READ_ONCE(s->eof) || READ_ONCE(s->shut))
+				return total;
+			return -ECONNRESET;
+		}
+		if (got < 0 && got != -EAGAIN)
+			return total ?: got;
+		if (READ_ONCE(s->shut))
+			return total;
+		if (!timeout)
+			return total ?: -EAGAIN;
+		/* To look again pays only when there is more. */
+		wanted = flags & MSG_PEEK ? max_t(long, min_t(size_t, target, SSA_LOW_WATER), total + 1) : 1;
+		timeout = wait_event_interruptible_timeout(s->data->wq.wait, ssa_may_receive(s, wanted), timeout);
+		if (timeout < 0)
+			return total ?: sock_intr_errno(sock_rcvtimeo(sk, 0));
+	}
+}
+
 int ssa_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 {
 	struct sock *sk = sock->sk;
 	struct ssa_sock *s = ssa_sk(sk);
+	void *name = msg->msg_name;
 	int got;
 
 	if (flags & MSG_OOB)
@@ -256,26 +349,26 @@ int ssa_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 	got = ssa_ready(sock, flags);
 	if (got)
 		return got;
-	s->data->sk->sk_rcvtimeo = sk->sk_rcvtimeo;
-	s->data->sk->sk_rcvlowat = sk->sk_rcvlowat;
-	if (READ_ONCE(s->shut))
-		flags |= MSG_DONTWAIT;	/* what has come is still there, and then the end */
+	if (flags & MSG_TRUNC)		/* as TCP: thrown away */
+		iov_iter_discard(&msg->msg_iter, SSA_DESTINATION, len);
+	msg->msg_name = NULL;
 	if (s->ktls) {
+		s->data->sk->sk_rcvtimeo = sk->sk_rcvtimeo;
+		s->data->sk->sk_rcvlowat = sk->sk_rcvlowat;
+		if (READ_ONCE(s->shut))
+			flags |= MSG_DONTWAIT;	/* what has come is still there, and then the end */
 		got = ssa_ktls_recvmsg(s, msg, len, flags);
+		if (got == -EAGAIN && READ_ONCE(s->shut))
+			got = 0;
 	} else {
-		void *name = msg->msg_name;
-
-		msg->msg_name = NULL;
-		got = READ_ONCE(s->data->ops)->recvmsg(s->data, msg, len, flags);
-		msg->msg_name = name;
-		/* An end of stream counts only where the daemon vouches for it: a dead one's end looks the same. */
-		if (!got && len && !READ_ONCE(s->eof) && !READ_ONCE(s->shut))
-			got = -ECONNRESET;
+		got = ssa_relay_recvmsg(sk, msg, len, flags & ~MSG_TRUNC);
 	}
-	if (got == -EAGAIN && READ_ONCE(s->shut))
-		got = 0;
+	/* It is told now: SO_ERROR has nothing to add. */
+	if (got < 0 && got == -READ_ONCE(sk->sk_err))
+		sock_error(sk);
+	msg->msg_name = name;
 	msg->msg_namelen = 0;
-	msg->msg_flags &= ~MSG_EOR;
+	msg->msg_flags &= ~(MSG_EOR | MSG_TRUNC);
 	return got;
 }
 
@@ -302,49 +395,74 @@ void ssa_close_notify(struct ssa_sock *s)
 	kernel_sendmsg(s->inner, &msg, &vec, 1, sizeof(alert));
 }
 
+/* As TCP: whoever waits in accept is woken, there is nothing left to accept, and listen may be called again. */
+static void ssa_stop_listening(struct sock *sk, struct list_head *queue)
+{
+	struct ssa_sock *s = ssa_sk(sk);
+
+	sk->sk_state = TCP_CLOSE;
+	ssa_set_state(s, SSA_NEW);
+	list_splice_init(&s->queue, queue);
+	s->queued = 0;
+	kernel_sock_shutdown(s->inner, SHUT_RDWR);
+	sk->sk_state_change(sk);
+}
+
+/* End what a program receives.  Not told to the other end of a pair: the daemon would take it for the program's end. */
+static void ssa_end_receiving(struct ssa_sock *s)
+{
+	WRITE_ONCE(s->shut, true);
+	if (s->ktls)
+		READ_ONCE(s->inner->ops)->shutdown(s->inner, SHUT_RD);
+	else
+		wake_up_interruptible_all(&s->data->wq.wait);
+	((struct sock *)s)->sk_state_change((struct sock *)s);
+}
+
 int ssa_shutdown(struct socket *sock, int how)
 {
 	struct sock *sk = sock->sk;
 	struct ssa_sock *s = ssa_sk(sk);
 	int error = -ENOTCONN;
+	LIST_HEAD(queue);
 
+	if (how != SHUT_RD && how != SHUT_WR && how != SHUT_RDWR)
+		return -EINVAL;
 	lock_sock(sk);
 	switch (s->state) {
 	case SSA_ESTABLISHED:
 		if (s->ktls && how != SHUT_RD)
 			ssa_close_notify(s);
 		error = 0;
-		if (how != SHUT_WR) {
-			/* Not told to the other end of the pair: the daemon would take it for the program's end. */
-			WRITE_ONCE(s->shut, true);
-			sk->sk_state_change(sk);
-		}
+		if (how != SHUT_WR)
+			ssa_end_receiving(s);
 		if (how != SHUT_RD)
 			error = READ_ONCE(s->data->ops)->shutdown(s->data, SHUT_WR);
 		break;
 	case SSA_LISTEN:
-		if (how != SHUT_WR) {
-			/* As TCP: whoever waits in accept is woken, and there is nothing left to accept. */
-			sk->sk_state = TCP_CLOSE;
-			ssa_set_state(s, SSA_DEAD);
-			kernel_sock_shutdown(s->inner, SHUT_RDWR);
-			sk->sk_state_change(sk);
-			error = 0;
-		}
+		error = 0;
+		if (how != SHUT_WR)
+			ssa_stop_listening(sk, &queue);
 		break;
 	default:
 		break;
 	}
 	release_sock(sk);
+	ssa_children_drop(&queue);
 	return error;
 }
 
+/* Of the requests of tcp(7), those that are about data; all others, such as those about interfaces, are the inner socket's. */
 int ssa_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 {
 	struct ssa_sock *s = ssa_sk(sock->sk);
 	struct socket *to = s->inner;
 
-	if (ssa_state(s) == SSA_ESTABLISHED)
-		to = s->data;
+	switch (cmd) {
+	case SIOCINQ:
+	case SIOCOUTQ:
+		if (ssa_state(s) == SSA_ESTABLISHED)
+			to = s->data;
+	}
 	return READ_ONCE(to->ops)->ioctl(to, cmd, arg);
 }

@@ -6,7 +6,6 @@
  * Events are kept in a list, bounded for each user; one small message tells the daemon that there are some, and the
  * daemon fetches them until the list is empty.  No lock of a socket is needed here, so events may be posted under it.
  */
-#include <linux/hashtable.h>
 #include <linux/module.h>
 #include <linux/nsproxy.h>
 #include <linux/siphash.h>
@@ -14,96 +13,16 @@
 
 #include "ssa.h"
 
-static unsigned int max_events = 4096;
-module_param(max_events, uint, 0644);
-MODULE_PARM_DESC(max_events, "the most events of one user that the daemon has not answered");
-
-static unsigned int max_sockets = 16384;
-module_param(max_sockets, uint, 0644);
-MODULE_PARM_DESC(max_sockets, "the most TLS sockets of one user");
-
-static DEFINE_SPINLOCK(ssa_event_lock);
-static LIST_HEAD(ssa_event_list);
 static DEFINE_XARRAY(ssa_waiting);
 static atomic64_t ssa_event_number = ATOMIC64_INIT(0);
-
-static DEFINE_SPINLOCK(ssa_user_lock);
-static DEFINE_HASHTABLE(ssa_users, 6);
-
-static void ssa_user_unref(struct ssa_user *user)
-{
-	spin_lock(&ssa_user_lock);
-	if (--user->refs)
-		user = NULL;
-	else
-		hash_del(&user->node);
-	spin_unlock(&ssa_user_lock);
-	kfree(user);
-}
-
-void ssa_user_put(struct ssa_sock *s)
-{
-	struct ssa_user *user = s->user;
-
-	if (!user)
-		return;
-	s->user = NULL;
-	atomic_dec(&user->sockets);
-	ssa_user_unref(user);
-}
-
-/* Count a socket for the user who makes it. */
-int ssa_user_get(struct ssa_sock *s)
-{
-	kuid_t uid = current_euid();
-	struct ssa_user *user, *fresh;
-
-	fresh = kzalloc(sizeof(*fresh), GFP_KERNEL_ACCOUNT);
-	if (!fresh)
-		return -ENOMEM;
-	fresh->uid = uid;
-	spin_lock(&ssa_user_lock);
-	hash_for_each_possible(ssa_users, user, node, __kuid_val(uid)) {
-		if (uid_eq(user->uid, uid))
-			goto found;
-	}
-	user = fresh;
-	fresh = NULL;
-	hash_add(ssa_users, &user->node, __kuid_val(uid));
-found:
-	user->refs++;
-	spin_unlock(&ssa_user_lock);
-	kfree(fresh);
-	s->user = user;
-	if (atomic_inc_return(&user->sockets) > READ_ONCE(max_sockets) && !capable(CAP_SYS_RESOURCE)) {
-		ssa_user_put(s);
-		return -EMFILE;
-	}
-	return 0;
-}
-
-/* Count an accepted socket for the user of its listener. */
-int ssa_user_share(struct ssa_sock *s, const struct ssa_sock *parent)
-{
-	spin_lock(&ssa_user_lock);
-	parent->user->refs++;
-	spin_unlock(&ssa_user_lock);
-	s->user = parent->user;
-	if (atomic_inc_return(&s->user->sockets) > READ_ONCE(max_sockets)) {
-		ssa_user_put(s);
-		return -EMFILE;
-	}
-	return 0;
-}
 
 void ssa_event_put(struct ssa_event *event)
 {
 	if (!event || !refcount_dec_and_test(&event->refs))
 		return;
-	if (event->user) {
-		atomic_dec(&event->user->events);
-		ssa_user_unref(event->user);
-	}
+	ssa_user_uncharge(event);
+	if (event->command == SSA_C_SETSOCKOPT_NOTIFY)
+		memzero_explicit(event->attributes, event->size);	/* it may be a private key */
 	kvfree(event->attributes);
 	kvfree(event->value);
 	kfree(event);
@@ -114,8 +33,9 @@ void ssa_event_put(struct ssa_event *event)
  */
 struct ssa_event *ssa_event_new(const struct sock *sk, u8 command, size_t size)
 {
-	struct ssa_user *user = ssa_sk(sk)->user;
+	const struct ssa_sock *s = ssa_sk(sk);
 	struct ssa_event *event;
+	int error;
 
 	event = kzalloc(sizeof(*event), GFP_KERNEL_ACCOUNT);
 	if (!event)
@@ -126,23 +46,18 @@ struct ssa_event *ssa_event_new(const struct sock *sk, u8 command, size_t size)
 	event->command = command;
 	event->wants_answer = command != SSA_C_CLOSE_NOTIFY && command != SSA_C_ACCEPT_NOTIFY;
 	event->number = atomic64_inc_return(&ssa_event_number);
-	event->id = ssa_sk(sk)->id;
+	event->id = s->id;
+	event->session = s->session;
 	size += 2 * nla_total_size(sizeof(u64));
 	event->attributes = kvmalloc(size, GFP_KERNEL_ACCOUNT);
 	if (!event->attributes) {
 		kfree(event);
 		return ERR_PTR(-ENOMEM);
 	}
-	if (user) {
-		spin_lock(&ssa_user_lock);
-		user->refs++;
-		spin_unlock(&ssa_user_lock);
-		event->user = user;
-		/* The last events of a socket are exempt: they free what the others hold. */
-		if (atomic_inc_return(&user->events) > READ_ONCE(max_events) && event->wants_answer) {
-			ssa_event_put(event);
-			return ERR_PTR(-ENOBUFS);
-		}
+	error = ssa_user_charge(event, s);
+	if (error) {
+		ssa_event_put(event);
+		return ERR_PTR(error);
 	}
 	/* The space was reserved above. */
 	ssa_event_add(event, SSA_A_EVENT, &event->number, sizeof(event->number));
@@ -234,12 +149,12 @@ int ssa_event_add_caller(struct ssa_event *event)
 }
 
 /*
- * Put an event in the list.  Where it wants an answer, the table of those that wait has a reference until there is one.
- * The caller keeps its own.
+ * Put an event in the list of its worker.  Where it wants an answer, the table of those that wait has a reference until there
+ * is one.  The caller keeps its own.
  */
 int ssa_event_post(struct ssa_event *event)
 {
-	int error = 0;
+	int error;
 
 	if (event->wants_answer) {
 		refcount_inc(&event->refs);
@@ -250,42 +165,14 @@ int ssa_event_post(struct ssa_event *event)
 		}
 	}
 	refcount_inc(&event->refs);
-	spin_lock(&ssa_event_lock);
-	/* Under the lock, so that a daemon that is gone finds it and fails it, or we see that there is none. */
-	if (ssa_session())
-		list_add_tail(&event->link, &ssa_event_list);
-	else
-		error = -ENETDOWN;
-	spin_unlock(&ssa_event_lock);
-	if (!error) {
-		ssa_kick();
+	/* Either a worker that goes away finds the event in its list or in the table, and fails it, or it is gone already. */
+	error = ssa_worker_post(event);
+	if (!error)
 		return 0;
-	}
 	ssa_event_put(event);
 	if (event->wants_answer && xa_erase(&ssa_waiting, event->number))
 		ssa_event_put(event);
 	return error;
-}
-
-/* The oldest event that was not fetched, with its reference; NULL: there is none. */
-struct ssa_event *ssa_event_next(void)
-{
-	struct ssa_event *event;
-
-	spin_lock(&ssa_event_lock);
-	event = list_first_entry_or_null(&ssa_event_list, struct ssa_event, link);
-	if (event)
-		list_del_init(&event->link);
-	spin_unlock(&ssa_event_lock);
-	return event;
-}
-
-/* Put an event back that could not be handed over; takes the reference. */
-void ssa_event_return(struct ssa_event *event)
-{
-	spin_lock(&ssa_event_lock);
-	list_add(&event->link, &ssa_event_list);
-	spin_unlock(&ssa_event_lock);
 }
 
 /* Give an event its one answer; later ones find nothing. */
@@ -327,14 +214,14 @@ static void ssa_event_complete(struct ssa_event *event, int result, const void *
 	ssa_event_put(event);
 }
 
-/* The daemon's answer; one to an event that does not wait is ignored. */
-void ssa_event_answer(u64 number, u64 id, int command, int result, const void *value, size_t size)
+/* A worker's answer; one to an event that does not wait, or that is not its own, is ignored. */
+void ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const void *value, size_t size)
 {
 	struct ssa_event *event;
 
 	xa_lock(&ssa_waiting);
 	event = xa_load(&ssa_waiting, number);
-	if (event && event->id == id)
+	if (event && event->id == id && event->session == session)
 		__xa_erase(&ssa_waiting, number);
 	else
 		event = NULL;
@@ -353,6 +240,7 @@ int ssa_event_wait(struct ssa_event *event)
 		return event->result;
 	if (xa_erase(&ssa_waiting, event->number)) {
 		ssa_event_put(event);
+		ssa_worker_withdraw(event);
 		return -ERESTARTSYS;
 	}
 	/* It is being answered at this moment. */
@@ -360,14 +248,26 @@ int ssa_event_wait(struct ssa_event *event)
 	return event->result;
 }
 
-/* The daemon is gone: all events that it has or could have fetched end. */
-void ssa_events_fail(int error)
+/* A worker is gone: all events that it has or could have fetched end. */
+void ssa_events_fail(unsigned int session, struct list_head *unfetched, int error)
 {
-	struct ssa_event *event;
-	unsigned long number;
+	struct ssa_event *event, *next;
+	unsigned long number = 0;
 
-	while ((event = ssa_event_next()))
+	list_for_each_entry_safe(event, next, unfetched, link) {
+		list_del_init(&event->link);
 		ssa_event_put(event);
-	xa_for_each(&ssa_waiting, number, event)
-		ssa_event_answer(number, event->id, 0, error, NULL, 0);
+	}
+	for (;; number++) {
+		xa_lock(&ssa_waiting);
+		event = xa_find(&ssa_waiting, &number, ULONG_MAX, XA_PRESENT);
+		while (event && event->session != session)
+			event = xa_find_after(&ssa_waiting, &number, ULONG_MAX, XA_PRESENT);
+		if (event)
+			__xa_erase(&ssa_waiting, number);
+		xa_unlock(&ssa_waiting);
+		if (!event)
+			return;
+		ssa_event_complete(event, error, NULL, 0);
+	}
 }

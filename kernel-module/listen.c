@@ -21,6 +21,17 @@ void ssa_child_drop(struct sock *child)
 	sk_common_release(child);
 }
 
+/* End all that are in a listener's queue. */
+void ssa_children_drop(struct list_head *queue)
+{
+	struct ssa_sock *child, *next;
+
+	list_for_each_entry_safe(child, next, queue, link) {
+		list_del_init(&child->link);
+		ssa_child_drop((struct sock *)child);
+	}
+}
+
 /* The same for one that the daemon has not heard of. */
 void ssa_child_discard(struct sock *child)
 {
@@ -105,11 +116,15 @@ struct sock *ssa_child_new(struct sock *listener, struct file *tcp, struct file 
 #endif
 	ssa_fields(sk);
 	s = ssa_sk(sk);
+	s->session = ssa_worker_share(parent->session);
 	s->inner_file = get_file(tcp);
 	s->inner = sock_from_file(tcp);
 	s->data_file = get_file(data);
 	s->data = sock_from_file(data);
 	s->ktls = ktls;
+	s->nodelay = parent->nodelay;
+	s->cork = parent->cork;
+	ssa_apply_delays(s);
 	ssa_inherit(sk, s->inner->sk);
 	sk->sk_rcvtimeo = listener->sk_rcvtimeo;
 	sk->sk_sndtimeo = listener->sk_sndtimeo;
@@ -118,13 +133,8 @@ struct sock *ssa_child_new(struct sock *listener, struct file *tcp, struct file 
 	ssa_set_state(s, SSA_ESTABLISHED);
 	/* It counts for the user of the listener. */
 	error = ssa_user_share(s, parent);
-	if (!error) {
-		s->closing = ssa_event_new(sk, SSA_C_CLOSE_NOTIFY, 0);
-		if (IS_ERR(s->closing)) {
-			error = PTR_ERR(s->closing);
-			s->closing = NULL;
-		}
-	}
+	if (!error)
+		error = ssa_prepare_close(s);
 	if (!error)
 		error = ssa_publish(sk);
 	if (error) {

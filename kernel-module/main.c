@@ -23,9 +23,12 @@ static int __init ssa_init(void)
 	if (error)
 		goto unregister_prot;
 #endif
-	error = ssa_netlink_register();
+	error = ssa_proc_register();
 	if (error)
 		goto unregister_prot6;
+	error = ssa_netlink_register();
+	if (error)
+		goto unregister_proc;
 	inet_register_protosw(&ssa_protosw);
 #if IS_ENABLED(CONFIG_IPV6)
 	error = inet6_register_protosw(&ssa6_protosw);
@@ -39,6 +42,8 @@ unregister_protosw:
 	inet_unregister_protosw(&ssa_protosw);
 	ssa_netlink_unregister();
 #endif
+unregister_proc:
+	ssa_proc_unregister();
 unregister_prot6:
 #if IS_ENABLED(CONFIG_IPV6)
 	proto_unregister(&ssa6_prot);
@@ -56,6 +61,7 @@ static void __exit ssa_exit(void)
 #endif
 	inet_unregister_protosw(&ssa_protosw);
 	ssa_netlink_unregister();
+	ssa_proc_unregister();
 #if IS_ENABLED(CONFIG_IPV6)
 	proto_unregister(&ssa6_prot);
 #endif

@@ -16,57 +16,60 @@ static const struct genl_multicast_group ssa_groups[] = {
 	{ .name = SSA_MCGRP_NOTIFY },
 };
 
-static DEFINE_SPINLOCK(ssa_daemon_lock);
-static u32 ssa_portid;			/* of the daemon, 0: none */
-static unsigned int ssa_current;	/* its session, 0: none */
-static unsigned int ssa_sessions;
-static unsigned long ssa_kicked;
-
-/* Which daemon there is: a number that is never used twice, or 0. */
-unsigned int ssa_session(void)
-{
-	return READ_ONCE(ssa_current);
-}
-
-/* Tell the daemon that there are events, unless it knows already.  Never blocks: a lost one is the daemon's ENOBUFS. */
-void ssa_kick(void)
+/*
+ * Tell a worker that there are events, or, with the port 0, all who listen that a daemon may register.  Never blocks.  What
+ * cannot be sent shows as ENOBUFS at the receivers, which then ask.
+ */
+void ssa_kick(u32 portid)
 {
 	struct sk_buff *skb;
 	void *header;
+	int error = -ENOBUFS;
 
-	if (test_and_set_bit(0, &ssa_kicked))
-		return;
 	skb = genlmsg_new(0, GFP_KERNEL);
 	header = skb ? genlmsg_put(skb, 0, 0, &ssa_family, 0, SSA_C_NEXT) : NULL;
-	if (!header) {
+	if (header) {
+		genlmsg_end(skb, header);
+		error = portid ? genlmsg_unicast(&init_net, skb, portid) :
+				 genlmsg_multicast(&ssa_family, skb, 0, 0, GFP_KERNEL);
+	} else {
 		nlmsg_free(skb);
-		clear_bit(0, &ssa_kicked);
-		return;
 	}
-	genlmsg_end(skb, header);
-	genlmsg_multicast(&ssa_family, skb, 0, 0, GFP_KERNEL);
+	if (error && error != -ESRCH && error != -ECONNREFUSED)
+		genl_set_err(&ssa_family, &init_net, 0, 0, -ENOBUFS);
 }
 
-static bool ssa_is_daemon(const struct genl_info *info)
+/* The session of whoever sends, or an error. */
+static int ssa_sender(struct genl_info *info, unsigned int *session)
 {
-	return info->snd_portid == READ_ONCE(ssa_portid);
+	*session = ssa_worker_session(info->snd_portid);
+	if (*session)
+		return 0;
+	GENL_SET_ERR_MSG(info, "not a registered worker of the daemon");
+	return -EPERM;
 }
 
 /* The socket that a request names, held; or an error. */
 static struct sock *ssa_named(struct genl_info *info)
 {
+	unsigned int session;
 	struct sock *sk;
+	int error;
 
-	if (!ssa_is_daemon(info)) {
-		GENL_SET_ERR_MSG(info, "not the registered daemon");
-		return ERR_PTR(-EPERM);
-	}
+	error = ssa_sender(info, &session);
+	if (error)
+		return ERR_PTR(error);
 	if (GENL_REQ_ATTR_CHECK(info, SSA_A_ID))
 		return ERR_PTR(-EINVAL);
 	sk = ssa_get(nla_get_u64(info->attrs[SSA_A_ID]));
 	if (!sk) {
 		GENL_SET_ERR_MSG(info, "the program has closed the socket");
 		return ERR_PTR(-ECONNABORTED);
+	}
+	if (ssa_sk(sk)->session != session) {
+		GENL_SET_ERR_MSG(info, "the socket is another worker's");
+		sock_put(sk);
+		return ERR_PTR(-EPERM);
 	}
 	return sk;
 }
@@ -165,7 +168,8 @@ release_a:
 
 static int ssa_do_register(struct sk_buff *skb, struct genl_info *info)
 {
-	int error = -EBUSY;
+	u64 daemon = info->attrs[SSA_A_DAEMON] ? nla_get_u64(info->attrs[SSA_A_DAEMON]) : 0;
+	int error;
 
 	if (GENL_REQ_ATTR_CHECK(info, SSA_A_VERSION))
 		return -EINVAL;
@@ -173,18 +177,9 @@ static int ssa_do_register(struct sk_buff *skb, struct genl_info *info)
 		GENL_SET_ERR_MSG(info, "another version of the protocol");
 		return -EPROTONOSUPPORT;
 	}
-	spin_lock(&ssa_daemon_lock);
-	if (!ssa_portid) {
-		WRITE_ONCE(ssa_portid, info->snd_portid);
-		if (!++ssa_sessions)
-			ssa_sessions = 1;
-		clear_bit(0, &ssa_kicked);
-		WRITE_ONCE(ssa_current, ssa_sessions);
-		error = 0;
-	}
-	spin_unlock(&ssa_daemon_lock);
+	error = ssa_worker_add(info->snd_portid, daemon);
 	if (error)
-		GENL_SET_ERR_MSG(info, "another daemon is registered");
+		GENL_SET_ERR_MSG(info, "another daemon is registered, or this worker is, or too many are");
 	return error;
 }
 
@@ -192,34 +187,28 @@ static int ssa_do_next(struct sk_buff *skb, struct genl_info *info)
 {
 	struct ssa_event *event;
 	struct sk_buff *reply;
+	unsigned int session;
 	void *header;
 	int error;
 
-	if (!ssa_is_daemon(info))
-		return -EPERM;
-	event = ssa_event_next();
-	if (!event) {
-		clear_bit(0, &ssa_kicked);
-		/* One that came in between has not kicked. */
-		smp_mb__after_atomic();
-		event = ssa_event_next();
-		if (!event)
-			return -ENOENT;
-		set_bit(0, &ssa_kicked);
-	}
+	error = ssa_sender(info, &session);
+	if (error)
+		return error;
+	event = ssa_worker_next(session);
+	if (!event)
+		return -ENOENT;
 	reply = genlmsg_new(event->size, GFP_KERNEL);
 	header = reply ? genlmsg_put_reply(reply, info, &ssa_family, 0, event->command) : NULL;
 	if (!header) {
 		nlmsg_free(reply);
-		ssa_event_answer(event->number, event->id, 0, -ENOBUFS, NULL, 0);
-		ssa_event_put(event);
+		ssa_worker_return(event);	/* not lost: the daemon asks again */
 		return -ENOBUFS;
 	}
 	skb_put_data(reply, event->attributes, event->size);
 	genlmsg_end(reply, header);
 	error = genlmsg_reply(reply, info);
 	if (error)
-		ssa_event_return(event);	/* the daemon's receive buffer is full: it will ask again */
+		ssa_worker_return(event);	/* the daemon's receive buffer is full: it will ask again */
 	else
 		ssa_event_put(event);
 	return error;
@@ -228,12 +217,14 @@ static int ssa_do_next(struct sk_buff *skb, struct genl_info *info)
 static int ssa_do_answer(struct sk_buff *skb, struct genl_info *info)
 {
 	const struct nlattr *attribute;
-	int remaining, result = 0;
+	int remaining, result = 0, error;
+	unsigned int session;
 	size_t size = 0;
 	u8 *value = NULL;
 
-	if (!ssa_is_daemon(info))
-		return -EPERM;
+	error = ssa_sender(info, &session);
+	if (error)
+		return error;
 	if (GENL_REQ_ATTR_CHECK(info, SSA_A_EVENT) || GENL_REQ_ATTR_CHECK(info, SSA_A_ID))
 		return -EINVAL;
 	if (info->genlhdr->cmd != SSA_C_DATA_RETURN) {
@@ -258,8 +249,8 @@ static int ssa_do_answer(struct sk_buff *skb, struct genl_info *info)
 			}
 		}
 	}
-	ssa_event_answer(nla_get_u64(info->attrs[SSA_A_EVENT]), nla_get_u64(info->attrs[SSA_A_ID]),
-			 info->genlhdr->cmd, result, value, size);
+	ssa_event_answer(session, nla_get_u64(info->attrs[SSA_A_EVENT]), nla_get_u64(info->attrs[SSA_A_ID]), result, value,
+			 size);
 	kvfree(value);
 	return 0;
 }
@@ -280,6 +271,54 @@ static void ssa_forget_candidates(struct ssa_sock *s)
 	s->candidate_count = kept;
 }
 
+/* Bind a new inner socket where the program has bound the first one; both may have the address, since both are the program's. */
+static int ssa_bind_as_first(struct ssa_sock *s, struct socket *inner)
+{
+	struct sockaddr_storage address;
+	const struct cred *old;
+	int size, error;
+
+	if (!s->binder)
+		return 0;
+	size = ssa_address(s->inner, false, &address);
+	if (size < 0)
+		return size;
+	old = override_creds(s->binder);
+	inner->sk->sk_reuse = SK_FORCE_REUSE;
+	error = READ_ONCE(inner->ops)->bind(inner, (struct sockaddr *)&address, size);
+	inner->sk->sk_reuse = s->inner->sk->sk_reuse;
+	revert_creds(old);
+	return error;
+}
+
+/* A TCP socket that is connecting to an address; with the credentials of the program, under lock_sock. */
+static struct file *ssa_candidate_new(struct ssa_sock *s, struct sockaddr_storage *address, int size)
+{
+	struct sock *sk = (struct sock *)s;
+	struct socket *inner;
+	struct file *file;
+	int error;
+
+	error = __sock_create(sock_net(sk), sk->sk_family, SOCK_STREAM, IPPROTO_TCP, &inner, 0);
+	if (error)
+		return ERR_PTR(error);
+	file = sock_alloc_file(inner, O_NONBLOCK, NULL);	/* releases inner on error */
+	if (IS_ERR(file))
+		return file;
+	tcp_sock_set_nodelay(inner->sk);
+	ssa_carry_to(sk, inner->sk);
+	error = ssa_apply_kept(s, inner);
+	if (!error)
+		error = ssa_bind_as_first(s, inner);
+	if (!error)
+		error = READ_ONCE(inner->ops)->connect(inner, (struct sockaddr *)address, size, O_NONBLOCK);
+	if (error && error != -EINPROGRESS) {
+		fput(file);
+		return ERR_PTR(error);
+	}
+	return file;
+}
+
 /* An attempt to one of the addresses of a name, with the credentials of the program, in its network namespace. */
 static int ssa_fetch_address(struct sock *sk, struct genl_info *info)
 {
@@ -287,7 +326,6 @@ static int ssa_fetch_address(struct sock *sk, struct genl_info *info)
 	const struct nlattr *attribute = info->attrs[SSA_A_SOCKADDR_REMOTE];
 	struct sockaddr_storage address = {};
 	const struct cred *old;
-	struct socket *inner;
 	struct file *file;
 	int size, error;
 
@@ -314,25 +352,13 @@ static int ssa_fetch_address(struct sock *sk, struct genl_info *info)
 	if (s->candidate_count == SSA_CANDIDATES)
 		goto unlock;
 	old = override_creds(s->cred);
-	error = __sock_create(sock_net(sk), sk->sk_family, SOCK_STREAM, IPPROTO_TCP, &inner, 0);
-	if (!error) {
-		file = sock_alloc_file(inner, O_NONBLOCK, NULL);
-		if (IS_ERR(file)) {
-			error = PTR_ERR(file);
-		} else {
-			ssa_carry_to(sk, inner->sk);
-			error = READ_ONCE(inner->ops)->connect(inner, (struct sockaddr *)&address, size, O_NONBLOCK);
-			if (error == -EINPROGRESS)
-				error = 0;
-			if (error)
-				fput(file);
-		}
-	}
+	file = ssa_candidate_new(s, &address, size);
 	revert_creds(old);
+	error = PTR_ERR_OR_ZERO(file);
 	if (!error) {
 		s->candidates[s->candidate_count++] = get_file(file);
 		release_sock(sk);
-		return ssa_reply(info, inner, s->id, 0, file);
+		return ssa_reply(info, sock_from_file(file), s->id, 0, file);
 	}
 unlock:
 	release_sock(sk);
@@ -439,6 +465,7 @@ static int ssa_do_established(struct sk_buff *skb, struct genl_info *info)
 	s->data = sock_from_file(ours);
 	s->ktls = ktls;
 	ours = NULL;
+	ssa_apply_delays(s);
 	ssa_relay_start(s);
 	ssa_finish(sk, 0);
 unlock:
@@ -538,6 +565,7 @@ static const struct nla_policy ssa_policy[SSA_A_MAX + 1] = {
 	[SSA_A_DATA_PATH] = NLA_POLICY_MAX(NLA_U8, SSA_DATA_PATH_KTLS),
 	[SSA_A_VERSION] = { .type = NLA_U32 },
 	[SSA_A_FD] = { .type = NLA_U32 },
+	[SSA_A_DAEMON] = NLA_POLICY_MIN(NLA_U64, 1),
 };
 
 #define SSA_OPERATION(command, method) { .cmd = command, .doit = method, .flags = GENL_ADMIN_PERM }
@@ -571,24 +599,19 @@ struct genl_family ssa_family __ro_after_init = {
 static int ssa_netlink_event(struct notifier_block *block, unsigned long action, void *data)
 {
 	const struct netlink_notify *notify = data;
-	bool ours = false;
+	unsigned int session;
+	LIST_HEAD(events);
+	bool last;
 
 	if (action != NETLINK_URELEASE || notify->protocol != NETLINK_GENERIC || !net_eq(notify->net, &init_net))
 		return NOTIFY_DONE;
-	spin_lock(&ssa_daemon_lock);
-	if (notify->portid && notify->portid == ssa_portid) {
-		WRITE_ONCE(ssa_current, 0);
-		WRITE_ONCE(ssa_portid, 0);
-		ours = true;
-	}
-	spin_unlock(&ssa_daemon_lock);
-	if (ours) {
-		ssa_events_fail(-ENETDOWN);
-		ssa_daemon_gone();
-		/* One that stands by may take over. */
-		clear_bit(0, &ssa_kicked);
-		ssa_kick();
-	}
+	session = ssa_worker_remove(notify->portid, &events, &last);
+	if (!session)
+		return NOTIFY_DONE;
+	ssa_events_fail(session, &events, -ENETDOWN);
+	ssa_daemon_gone(session);
+	if (last)
+		ssa_kick(0);	/* one that stands by may take over */
 	return NOTIFY_DONE;
 }
 
@@ -610,6 +633,5 @@ void ssa_netlink_unregister(void)
 {
 	netlink_unregister_notifier(&ssa_notifier);
 	genl_unregister_family(&ssa_family);
-	/* What the last sockets had to say when nobody asked any more. */
-	ssa_events_fail(-ENETDOWN);
+	ssa_workers_forget();
 }

@@ -15,7 +15,7 @@
 
 #include "ssa.h"
 
-static DEFINE_XARRAY(ssa_sockets);
+DEFINE_XARRAY(ssa_sockets);
 static atomic64_t ssa_socket_number = ATOMIC64_INIT(0);
 static struct lock_class_key ssa_slock_key, ssa_lock_key, ssa_wait_key;
 
@@ -44,10 +44,11 @@ void ssa_fields(struct sock *sk)
 
 	memset((u8 *)s + sizeof(struct inet_sock), 0, sizeof(*s) - sizeof(struct inet_sock));
 	s->id = atomic64_inc_return(&ssa_socket_number);
-	s->session = ssa_session();
 	INIT_LIST_HEAD(&s->queue);
 	INIT_LIST_HEAD(&s->link);
+	INIT_LIST_HEAD(&s->kept);
 	/* Inner sockets are of the ordinary classes, and are locked inside of ours. */
+	sock_prot_inuse_add(sock_net(sk), sk->sk_prot, 1);
 	sock_lock_init_class_and_name(sk, "slock-SSA", &ssa_slock_key, "sk_lock-SSA", &ssa_lock_key);
 }
 
@@ -108,6 +109,17 @@ void ssa_inherit(struct sock *sk, struct sock *inner)
 	sk->sk_userlocks |= inner->sk_userlocks & (SOCK_SNDBUF_LOCK | SOCK_RCVBUF_LOCK);
 }
 
+/* The last event of a socket is allocated before its first: the close must not be lost. */
+int ssa_prepare_close(struct ssa_sock *s)
+{
+	struct ssa_event *event = ssa_event_new((struct sock *)s, SSA_C_CLOSE_NOTIFY, 0);
+
+	if (IS_ERR(event))
+		return PTR_ERR(event);
+	s->closing = event;
+	return 0;
+}
+
 static int ssa_announce(struct sock *sk)
 {
 	struct ssa_sock *s = ssa_sk(sk);
@@ -115,6 +127,9 @@ static int ssa_announce(struct sock *sk)
 	struct ssa_event *event;
 	int error;
 
+	error = ssa_prepare_close(s);
+	if (error)
+		return error;
 	event = ssa_event_new(sk, SSA_C_SOCKET_NOTIFY, SSA_CALLER_SIZE + nla_total_size(sizeof(family)));
 	if (IS_ERR(event))
 		return PTR_ERR(event);
@@ -123,13 +138,6 @@ static int ssa_announce(struct sock *sk)
 	if (!error)
 		error = ssa_event_post(event);
 	ssa_event_put(event);
-	if (error)
-		return error;
-	s->closing = ssa_event_new(sk, SSA_C_CLOSE_NOTIFY, 0);
-	if (IS_ERR(s->closing)) {
-		error = PTR_ERR(s->closing);
-		s->closing = NULL;
-	}
 	return error;
 }
 
@@ -142,6 +150,7 @@ static int ssa_init_sock(struct sock *sk)
 	int error;
 
 	ssa_fields(sk);
+	s->session = ssa_worker_take();
 	if (!s->session)
 		return -ENETDOWN;
 	error = ssa_user_get(s);
@@ -175,29 +184,40 @@ static void ssa_drop_candidates(struct ssa_sock *s)
 	}
 }
 
+static void ssa_drop_file(struct file **file)
+{
+	if (*file)
+		fput(*file);
+	*file = NULL;
+}
+
 /* The last step of every socket, and the error path of inet_create. */
 static void ssa_destroy(struct sock *sk)
 {
 	struct ssa_sock *s = ssa_sk(sk);
 
 	xa_erase(&ssa_sockets, s->id);
+	sock_prot_inuse_add(sock_net(sk), sk->sk_prot, -1);
+	lock_sock(sk);		/* somebody may have found it a moment ago */
+	ssa_set_state(s, SSA_CLOSED);
 	if (s->relaying) {
 		remove_wait_queue(&s->data->wq.wait, &s->wake);
 		s->relaying = false;
 	}
 	ssa_drop_candidates(s);
-	if (s->data_file)
-		fput(s->data_file);
-	if (s->spare_file)
-		fput(s->spare_file);
-	if (s->inner_file)
-		fput(s->inner_file);
-	s->data_file = NULL;
-	s->spare_file = NULL;
-	s->inner_file = NULL;
+	ssa_keep_none(s);
+	ssa_complain(s, NULL);
+	put_cred(s->binder);
+	s->binder = NULL;
+	ssa_drop_file(&s->data_file);
+	ssa_drop_file(&s->spare_file);
+	ssa_drop_file(&s->inner_file);
+	release_sock(sk);
 	ssa_event_put(s->closing);
 	s->closing = NULL;
 	ssa_user_put(s);
+	ssa_worker_drop(s->session);
+	s->session = 0;
 }
 
 static void ssa_unhash(struct sock *sk)
@@ -222,13 +242,38 @@ static void ssa_close(struct sock *sk, long timeout)
 	sk_common_release(sk);
 }
 
+/* Room to send is told only to whoever has missed it, as TCP does: edge-triggered epoll tells the program of each wakeup. */
+static bool ssa_is_idle(struct ssa_sock *s, void *key)
+{
+	__poll_t events = key_to_poll(key);
+
+	if (!events || events & ~(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND))
+		return false;
+	return !test_and_clear_bit(SSA_NOSPACE, &s->flags);
+}
+
+/* Let SO_ERROR tell that a connection is broken.  Under the lock of the queue of the data socket, or at its beginning. */
+static void ssa_note_end(struct ssa_sock *s)
+{
+	struct sock *sk = (struct sock *)s, *data = s->data->sk;
+	int error = READ_ONCE(data->sk_err);
+
+	/* An end that nobody vouches for; kTLS knows only when its last record has been read. */
+	if (!error && !s->ktls && (READ_ONCE(data->sk_shutdown) & RCV_SHUTDOWN) && !READ_ONCE(s->eof) && !READ_ONCE(s->shut))
+		error = ECONNRESET;
+	if (error && !test_and_set_bit(SSA_BROKEN, &s->flags))
+		WRITE_ONCE(sk->sk_err, error);
+}
+
 /* An entry on the queue of the data socket: whoever it wakes, the program's queue is woken too. */
 static int ssa_wake(wait_queue_entry_t *entry, unsigned int mode, int sync, void *key)
 {
-	struct socket_wq *wq = READ_ONCE(container_of(entry, struct ssa_sock, wake)->wq);
+	struct ssa_sock *s = container_of(entry, struct ssa_sock, wake);
+	struct socket_wq *wq = READ_ONCE(s->wq);
 
-	if (!wq)
+	if (!wq || ssa_is_idle(s, key))
 		return 0;
+	ssa_note_end(s);
 	if (wq_has_sleeper(&wq->wait)) {
 		if (key)
 			wake_up_interruptible_poll(&wq->wait, key_to_poll(key));
@@ -240,12 +285,24 @@ static int ssa_wake(wait_queue_entry_t *entry, unsigned int mode, int sync, void
 	return 0;
 }
 
+/* A send found too little room: there may be some again, and its wakeup may have come before we asked for it. */
+void ssa_want_space(struct ssa_sock *s)
+{
+	struct socket_wq *wq = READ_ONCE(s->wq);
+
+	set_bit(SSA_NOSPACE, &s->flags);
+	smp_mb__after_atomic();
+	if (wq && READ_ONCE(s->data->ops)->poll(NULL, s->data, NULL) & EPOLLOUT)
+		wake_up_interruptible_poll(&wq->wait, EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
+}
+
 /* From now on what happens at the data socket wakes the program.  Under lock_sock. */
 void ssa_relay_start(struct ssa_sock *s)
 {
 	init_waitqueue_func_entry(&s->wake, ssa_wake);
 	add_wait_queue(&s->data->wq.wait, &s->wake);
 	s->relaying = true;
+	ssa_note_end(s);
 }
 
 /* An attempt has ended.  Under lock_sock. */
@@ -280,8 +337,8 @@ void ssa_finish(struct sock *sk, int error)
 	sk_wake_async(sk, SOCK_WAKE_IO, POLL_OUT);
 }
 
-/* The daemon is gone: attempts and listeners end.  Connections over kTLS go on; those of the relay end by themselves. */
-void ssa_daemon_gone(void)
+/* A worker is gone: attempts and listeners end.  Connections over kTLS go on; those of the relay end by themselves. */
+void ssa_daemon_gone(unsigned int session)
 {
 	unsigned long id = 0;
 	struct sock *sk;
@@ -295,7 +352,9 @@ void ssa_daemon_gone(void)
 		if (!sk)
 			return;
 		lock_sock(sk);
-		if (ssa_sk(sk)->state == SSA_CONNECTING) {
+		if (ssa_sk(sk)->session != session) {
+			;
+		} else if (ssa_sk(sk)->state == SSA_CONNECTING) {
 			ssa_finish(sk, ENETDOWN);
 		} else if (ssa_sk(sk)->state == SSA_LISTEN) {
 			ssa_set_state(ssa_sk(sk), SSA_DEAD);
@@ -328,10 +387,28 @@ static void ssa_reset_daemon(struct ssa_sock *s)
 	sock_put(peer);
 }
 
+/* Whether all that was sent has arrived, and the end too. */
+static bool ssa_is_sent(struct ssa_sock *s)
+{
+	int state = READ_ONCE(s->inner->sk->sk_state);
+
+	return (1 << state) & (TCPF_FIN_WAIT2 | TCPF_TIME_WAIT | TCPF_CLOSE);
+}
+
+/* SO_LINGER: wait until the daemon has sent what the program has written, and the peer's TCP has it, but not for longer. */
+static void ssa_linger(struct ssa_sock *s, struct sock *sk)
+{
+	if (!sock_flag(sk, SOCK_LINGER) || !sk->sk_lingertime || (current->flags & PF_EXITING))
+		return;
+	READ_ONCE(s->data->ops)->shutdown(s->data, SHUT_WR);
+	wait_event_interruptible_timeout(*sk_sleep(s->inner->sk), ssa_is_sent(s) || !ssa_worker_alive(s->session),
+					 sk->sk_lingertime);
+}
+
 static int ssa_release(struct socket *sock)
 {
-	struct ssa_sock *s, *child, *next;
 	struct sock *sk = sock->sk;
+	struct ssa_sock *s;
 	enum ssa_state old;
 	LIST_HEAD(queue);
 
@@ -345,10 +422,7 @@ static int ssa_release(struct socket *sock)
 	list_splice_init(&s->queue, &queue);
 	release_sock(sk);
 	xa_erase(&ssa_sockets, s->id);
-	list_for_each_entry_safe(child, next, &queue, link) {
-		list_del_init(&child->link);
-		ssa_child_drop((struct sock *)child);
-	}
+	ssa_children_drop(&queue);
 	ssa_carry_to(sk, s->inner->sk);
 	if (old == SSA_LISTEN || old == SSA_CONNECTING || old == SSA_DEAD)
 		ssa_stop_inner(s->inner);
@@ -356,8 +430,9 @@ static int ssa_release(struct socket *sock)
 		ssa_close_notify(s);
 	else if (old == SSA_ESTABLISHED && sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime)
 		ssa_reset_daemon(s);
-	if (s->session == ssa_session())
-		ssa_event_post(s->closing);
+	ssa_event_post(s->closing);
+	if (old == SSA_ESTABLISHED && !s->ktls)
+		ssa_linger(s, sk);
 	sock_orphan(sk);
 	sock->sk = NULL;
 	sk_common_release(sk);
@@ -383,6 +458,11 @@ static int ssa_bind(struct socket *sock, struct sockaddr *address, int size)
 		ssa_carry_to(sk, s->inner->sk);
 		error = READ_ONCE(s->inner->ops)->bind(s->inner, address, size);
 	}
+	if (!error) {
+		/* Whoever may bind to this address now may connect from it later, to each address of a name. */
+		put_cred(s->binder);
+		s->binder = get_current_cred();
+	}
 	release_sock(sk);
 	return error;
 }
@@ -390,7 +470,7 @@ static int ssa_bind(struct socket *sock, struct sockaddr *address, int size)
 /* Whether the daemon that there is serves a socket; an errno if not. */
 int ssa_served(const struct ssa_sock *s)
 {
-	if (s->session != ssa_session() || s->state == SSA_DEAD)
+	if (s->state == SSA_DEAD || !ssa_worker_alive(s->session))
 		return -ENETDOWN;
 	return READ_ONCE(s->refused);
 }
@@ -442,6 +522,13 @@ static int ssa_announce_connect(struct sock *sk, const void *address, int size, 
 	return error;
 }
 
+static bool ssa_is_host(const struct sockaddr_host *host, int size)
+{
+	int room = min_t(int, size, sizeof(*host)) - (int)offsetof(struct sockaddr_host, sh_addr.name);
+
+	return room > 0 && host->sh_addr.name[0] && memchr(host->sh_addr.name, 0, room);
+}
+
 static int ssa_connect_start(struct socket *sock, struct sockaddr *address, int size, int flags)
 {
 	bool nonblock = flags & O_NONBLOCK;
@@ -466,17 +553,20 @@ static int ssa_connect_start(struct socket *sock, struct sockaddr *address, int 
 	}
 	named = address->sa_family == AF_HOSTNAME;
 	if (named) {
-		const struct sockaddr_host *host = (const struct sockaddr_host *)address;
-
-		if (size < (int)sizeof(*host) && !memchr(host->sh_addr.name, 0, size - 4))
+		if (!ssa_is_host((const struct sockaddr_host *)address, size)) {
+			ssa_complain(s, "not a struct sockaddr_host: it has a port, and a name that is not empty and ends with a NUL");
 			return -EINVAL;
+		}
 		s->cred = get_current_cred();
 	} else {
 		ssa_carry_to(sk, s->inner->sk);
 		error = READ_ONCE(s->inner->ops)->connect(s->inner, address, size, flags | O_NONBLOCK);
-		if (error && error != -EINPROGRESS)
+		if (error && error != -EINPROGRESS) {
+			ssa_complain(s, "TCP cannot connect to %pISpc: %pe", address, ERR_PTR(error));
 			return error;
+		}
 	}
+	ssa_complain(s, NULL);
 	sk->sk_state = TCP_SYN_SENT;
 	sock->state = SS_CONNECTING;
 	ssa_set_state(s, SSA_CONNECTING);
@@ -489,6 +579,11 @@ static int ssa_connect_start(struct socket *sock, struct sockaddr *address, int 
 	return ssa_await(sock, nonblock);
 }
 
+static bool ssa_unspecified(const struct sockaddr *address, int size)
+{
+	return size >= (int)sizeof(address->sa_family) && address->sa_family == AF_UNSPEC;
+}
+
 static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, int flags)
 {
 	struct sock *sk = sock->sk;
@@ -498,7 +593,7 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 	lock_sock(sk);
 	switch (s->state) {
 	case SSA_NEW:
-		if (size >= (int)sizeof(address->sa_family) && address->sa_family == AF_UNSPEC) {
+		if (ssa_unspecified(address, size)) {
 			sock_error(sk);
 			sock->state = SS_UNCONNECTED;
 			error = 0;
@@ -507,7 +602,7 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 		}
 		break;
 	case SSA_CONNECTING:
-		if (address->sa_family == AF_UNSPEC)
+		if (ssa_unspecified(address, size))
 			error = -EOPNOTSUPP;
 		else if (flags & O_NONBLOCK)
 			error = -EALREADY;
@@ -517,7 +612,7 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 			error = -EALREADY;
 		break;
 	case SSA_ESTABLISHED:
-		if (size >= (int)sizeof(address->sa_family) && address->sa_family == AF_UNSPEC) {
+		if (ssa_unspecified(address, size)) {
 			error = -EOPNOTSUPP;
 		} else if (sock->state == SS_CONNECTING) {
 			sock->state = SS_CONNECTED;	/* as TCP: the first one after the end of an attempt */
@@ -564,6 +659,7 @@ static const struct proto_ops name = {			\
 	.sendmsg = ssa_sendmsg,				\
 	.recvmsg = ssa_recvmsg,				\
 	.mmap = sock_no_mmap,				\
+	.show_fdinfo = ssa_show_fdinfo,			\
 	SSA_SENDPAGE					\
 }
 

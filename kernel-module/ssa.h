@@ -6,9 +6,16 @@
  * socket.c  the life of a socket: create, bind, connect, release
  * listen.c  listeners, and connections on their way to accept
  * data.c    send, receive, poll, shutdown, and records of kTLS that are no data
- * option.c  getsockopt and setsockopt, and the files that options name
+ * option.c  getsockopt and setsockopt
+ * file.c    the files that options name
+ * keep.c    options of the connection, for the addresses of a name
+ * upgrade.c TLS_UPGRADE
+ * complaint.c  TLS_ERROR, where it was found here
  * event.c   events on their way to the daemon, and its answers
+ * worker.c  the daemon's workers, and the events that they have not fetched
+ * user.c    what each user has
  * netlink.c what the daemon asks for
+ * proc.c    /proc/net/ssa, and what /proc/PID/fdinfo says of a socket
  */
 #ifndef SSA_H
 #define SSA_H
@@ -40,6 +47,10 @@ enum ssa_state {
 /* How many addresses of a name may be tried at a time (happy eyeballs). */
 #define SSA_CANDIDATES	16
 
+/* Bits of the flags of a socket. */
+#define SSA_NOSPACE	0	/* somebody waits for room to send */
+#define SSA_BROKEN	1	/* SO_ERROR has been told how the connection broke */
+
 /* What one user may have; the daemon has limits of its own, for all. */
 struct ssa_user {
 	struct hlist_node node;
@@ -52,9 +63,12 @@ struct ssa_user {
 struct ssa_sock {
 	struct inet_sock inet;		/* first, always */
 	u64 id;
-	unsigned int session;		/* the daemon that knows it */
+	unsigned int session;		/* the worker that knows it */
 	enum ssa_state state;		/* written under lock_sock(), read with acquire */
 	int refused;			/* the daemon's answer to the socket itself */
+	unsigned long flags;
+	bool nodelay;			/* TCP_NODELAY and TCP_CORK as the program has set them */
+	bool cork;
 	bool ktls;
 	bool eof;			/* the daemon vouches for the end of stream */
 	bool relaying;
@@ -62,6 +76,10 @@ struct ssa_sock {
 	bool reset;			/* the inner socket has been in an attempt */
 	struct ssa_user *user;
 	const struct cred *cred;	/* of who connects to a name */
+	const struct cred *binder;	/* of who has bound it */
+	char *complaint;		/* what TLS_ERROR says, where the daemon has nothing to say; under ssa_complaint_lock */
+	struct list_head kept;		/* options for connections that are yet to be made */
+	unsigned int kept_count;
 	struct file *inner_file;	/* keeps inner alive */
 	struct file *spare_file;	/* the inner socket while an upgraded one is in its place */
 	struct file *data_file;		/* keeps data alive */
@@ -107,6 +125,7 @@ struct ssa_event {
 	refcount_t refs;
 	u64 number;
 	u64 id;
+	unsigned int session;	/* of the worker that gets it */
 	u8 command;
 	bool wants_answer;
 	bool answered;
@@ -127,18 +146,35 @@ int ssa_event_add_value(struct ssa_event *event, const void *data, size_t size);
 int ssa_event_add_caller(struct ssa_event *event);
 int ssa_event_post(struct ssa_event *event);
 int ssa_event_wait(struct ssa_event *event);
-void ssa_event_answer(u64 number, u64 id, int command, int result, const void *value, size_t size);
-struct ssa_event *ssa_event_next(void);
-void ssa_event_return(struct ssa_event *event);
-void ssa_events_fail(int error);
+void ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const void *value, size_t size);
+void ssa_events_fail(unsigned int session, struct list_head *unfetched, int error);
+
+/* user.c */
 int ssa_user_get(struct ssa_sock *s);
 int ssa_user_share(struct ssa_sock *s, const struct ssa_sock *parent);
 void ssa_user_put(struct ssa_sock *s);
+int ssa_user_charge(struct ssa_event *event, const struct ssa_sock *s);
+void ssa_user_uncharge(struct ssa_event *event);
+
+/* worker.c */
+int ssa_worker_add(u32 portid, u64 daemon);
+unsigned int ssa_worker_remove(u32 portid, struct list_head *events, bool *last);
+unsigned int ssa_worker_session(u32 portid);
+unsigned int ssa_worker_take(void);
+unsigned int ssa_worker_share(unsigned int session);
+void ssa_worker_drop(unsigned int session);
+bool ssa_worker_alive(unsigned int session);
+int ssa_worker_post(struct ssa_event *event);
+struct ssa_event *ssa_worker_next(unsigned int session);
+void ssa_worker_return(struct ssa_event *event);
+void ssa_worker_withdraw(struct ssa_event *event);
+void ssa_workers_forget(void);
 
 #define SSA_CALLER_SIZE	(SSA_MAXIMUM_PATH + SSA_MAXIMUM_COMM + 256)
 #define SSA_ADDRESS_SIZE (2 * NLA_ALIGN(NLA_HDRLEN + SSA_MAXIMUM_SOCKADDR))
 
 /* socket.c */
+extern struct xarray ssa_sockets;
 extern struct proto ssa_prot;
 extern struct inet_protosw ssa_protosw;
 #if IS_ENABLED(CONFIG_IPV6)
@@ -153,7 +189,9 @@ void ssa_inherit(struct sock *sk, struct sock *inner);
 int ssa_served(const struct ssa_sock *s);
 void ssa_finish(struct sock *sk, int error);
 void ssa_relay_start(struct ssa_sock *s);
-void ssa_daemon_gone(void);
+void ssa_want_space(struct ssa_sock *s);
+void ssa_daemon_gone(unsigned int session);
+int ssa_prepare_close(struct ssa_sock *s);
 void ssa_carry_to(struct sock *sk, struct sock *inner);
 int ssa_await(struct socket *sock, bool nonblock);
 int ssa_address(struct socket *sock, bool peer, struct sockaddr_storage *address);
@@ -163,6 +201,7 @@ int ssa_listen(struct socket *sock, int backlog);
 SSA_ACCEPT(ssa_accept);
 struct sock *ssa_child_new(struct sock *listener, struct file *tcp, struct file *data, bool ktls);
 void ssa_child_drop(struct sock *child);
+void ssa_children_drop(struct list_head *queue);
 void ssa_child_discard(struct sock *child);
 
 /* data.c */
@@ -175,15 +214,36 @@ void ssa_close_notify(struct ssa_sock *s);
 bool ssa_has_ktls(struct sock *sk);
 SSA_DECLARE_SENDPAGE
 
+/* file.c */
+struct ssa_event *ssa_event_of_file(struct sock *sk, int level, int name, const u8 *value, size_t size);
+bool ssa_names_file(int name, const u8 *value, size_t size);
+
+/* complaint.c */
+__printf(2, 3) void ssa_complain(struct ssa_sock *s, const char *format, ...);
+char *ssa_complaint(struct ssa_sock *s);
+
+/* upgrade.c */
+int ssa_upgrade(struct socket *sock, const u8 *value, size_t size);
+
+/* keep.c */
+int ssa_keep(struct ssa_sock *s, int level, int name, sockptr_t value, unsigned int size);
+int ssa_apply_kept(struct ssa_sock *s, struct socket *inner);
+void ssa_keep_none(struct ssa_sock *s);
+
 /* option.c */
+void ssa_apply_delays(struct ssa_sock *s);
 int ssa_setsockopt(struct socket *sock, int level, int name, sockptr_t value, unsigned int size);
 int ssa_getsockopt(struct socket *sock, int level, int name, char __user *value, int __user *size);
 
 /* netlink.c */
 extern struct genl_family ssa_family;
-unsigned int ssa_session(void);
 int ssa_netlink_register(void);
 void ssa_netlink_unregister(void);
-void ssa_kick(void);
+void ssa_kick(u32 portid);
+
+/* proc.c */
+int ssa_proc_register(void);
+void ssa_proc_unregister(void);
+void ssa_show_fdinfo(struct seq_file *seq, struct socket *sock);
 
 #endif

@@ -57,6 +57,7 @@ enum ssa_attribute {
 	SSA_A_BACKLOG = 24,
 	SSA_A_VERSION = 25,
 	SSA_A_FD = 26,
+	SSA_A_DAEMON = 27,
 
 	SSA_A_END,
 	SSA_A_MAX = SSA_A_END - 1

@@ -329,12 +329,14 @@ class HandshakeReturn(Answer):
 @dataclass(frozen=True)
 class Register(Request):
     """
-    The daemon is there; the first request on a link.  Reply: an acknowledgement.
+    The daemon, or one more of its workers, is there; the first request on a link.  Reply: an acknowledgement.
 
     @ivar version: L{PROTOCOL_VERSION}.
+    @ivar daemon: netlink only: a secret number that the workers of one daemon have in common; C{None}: there is only one.
     """
 
     version: Annotated[int, Attribute.VERSION]  # no default: it must always be said
+    daemon: Annotated[int | None, Attribute.DAEMON] = None
 
 
 @message(Command.NEXT)

@@ -99,6 +99,7 @@ class Attribute(IntEnum):
     BACKLOG = 24
     VERSION = 25
     FD = 26
+    DAEMON = 27
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ SHAPES: dict[Attribute, Shape] = {
     Attribute.BACKLOG: _U32,
     Attribute.VERSION: _U32,
     Attribute.FD: _U32,
+    Attribute.DAEMON: _U64,
 }
 
 

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * TLS_UPGRADE: TLS on a TCP connection that the program has already used.
+ */
+#include <linux/file.h>
+#include <linux/module.h>
+#include <linux/tcp.h>
+#include <net/tcp.h>
+
+#include "ssa.h"
+
+/* Why a descriptor cannot be upgraded, or 0. */
+static int ssa_unfit(const struct sock *sk, const struct socket *tcp)
+{
+	if (!tcp)
+		return -ENOTSOCK;
+	if (tcp->sk->sk_family != sk->sk_family)
+		return -EAFNOSUPPORT;
+	if (tcp->sk->sk_protocol != IPPROTO_TCP || tcp->sk->sk_type != SOCK_STREAM ||
+	    !net_eq(sock_net(tcp->sk), sock_net(sk)))
+		return -EINVAL;
+	if (tcp->sk->sk_state != TCP_ESTABLISHED && tcp->sk->sk_state != TCP_CLOSE_WAIT)
+		return -ENOTCONN;
+	return 0;
+}
+
+/* TLS_UPGRADE: a connected TCP socket of the caller becomes the inner one. */
+int ssa_upgrade(struct socket *sock, const u8 *value, size_t size)
+{
+	bool nonblock = sock->file && sock->file->f_flags & O_NONBLOCK;
+	struct sockaddr_storage local, remote;
+	struct tls_upgrade upgrade;
+	struct ssa_event *event = NULL;
+	struct sock *sk = sock->sk;
+	struct ssa_sock *s = ssa_sk(sk);
+	u8 blocking = !nonblock, role;
+	struct file *file;
+	int error, locals, remotes;
+
+	memcpy(&upgrade, value, min(size, sizeof(upgrade)));
+	if (size != sizeof(upgrade) || (upgrade.role != SSA_ROLE_CLIENT && upgrade.role != SSA_ROLE_SERVER)) {
+		ssa_complain(s, "TLS_UPGRADE takes a struct tls_upgrade: a descriptor, and the role 0 (client) or 1 (server)");
+		return -EINVAL;
+	}
+	role = upgrade.role;
+	file = fget(upgrade.fd);
+	if (!file) {
+		ssa_complain(s, "TLS_UPGRADE: %d is no descriptor", upgrade.fd);
+		return -EBADF;
+	}
+	error = ssa_unfit(sk, sock_from_file(file));
+	if (error) {
+		ssa_complain(s, "TLS_UPGRADE takes a connected TCP socket of the same family and network namespace: %pe",
+			     ERR_PTR(error));
+		goto put;
+	}
+	ssa_complain(s, NULL);
+	lock_sock(sk);
+	if (s->state == SSA_CONNECTING) {	/* the restart of one that a signal has interrupted */
+		error = nonblock ? -EALREADY : ssa_await(sock, false);
+		goto unlock;
+	}
+	error = s->state == SSA_NEW ? ssa_served(s) : -EISCONN;
+	if (error)
+		goto unlock;
+	locals = ssa_address(sock_from_file(file), false, &local);
+	remotes = ssa_address(sock_from_file(file), true, &remote);
+	error = min(min(locals, remotes), 0);
+	if (error)
+		goto unlock;
+	event = ssa_event_new(sk, SSA_C_UPGRADE_NOTIFY, SSA_ADDRESS_SIZE + 32);
+	error = PTR_ERR_OR_ZERO(event);
+	if (error)
+		goto unlock;
+	ssa_event_add(event, SSA_A_ROLE, &role, sizeof(role));
+	ssa_event_add(event, SSA_A_BLOCKING, &blocking, sizeof(blocking));
+	ssa_event_add(event, SSA_A_SOCKADDR_EXTERNAL, &local, locals);
+	ssa_event_add(event, SSA_A_SOCKADDR_REMOTE, &remote, remotes);
+	s->spare_file = s->inner_file;
+	s->inner_file = get_file(file);
+	s->inner = sock_from_file(file);
+	tcp_sock_set_nodelay(s->inner->sk);
+	sk->sk_state = TCP_SYN_SENT;
+	sock->state = SS_CONNECTING;
+	ssa_set_state(s, SSA_CONNECTING);
+	error = ssa_event_post(event);
+	if (error)
+		ssa_finish(sk, -error);
+	error = s->state == SSA_CONNECTING ? ssa_await(sock, nonblock) : sock_error(sk) ?: error;
+	if (s->state == SSA_NEW)
+		sock->state = SS_UNCONNECTED;
+unlock:
+	release_sock(sk);
+	if (!IS_ERR_OR_NULL(event))
+		ssa_event_put(event);
+put:
+	fput(file);
+	return error;
+}
