@@ -143,12 +143,15 @@ class KernelPort:
         receiver: IEventReceiver,
         limits: LinkLimits = LinkLimits(),  # noqa: B008 - it is frozen
         system: INetlinkSystem | None = None,
+        daemon: int | None = None,
     ) -> None:
         """
         @param reactor: provides C{IReactorFDSet} and C{IReactorTime}.
         @param receiver: gets the events.
         @param limits: the bounds of a registration.
         @param system: the operating system, by default the one that runs.
+        @param daemon: a secret number from 1 to 2**64 - 1: others that register with the same one are workers of the same daemon,
+            and each gets the sockets that the module has chosen for it.  L{None}: there is one worker.
         """
         self.end: KernelEnd | None = None
         self.protocol: ModuleProtocol | None = None
@@ -159,6 +162,7 @@ class KernelPort:
         self._receiver = receiver
         self._limits = limits
         self._system = system
+        self._daemon = daemon
         self._port: NetlinkPort | None = None
         self._registering: Deferred[None] | None = None
         self._timer: IDelayedCall | None = None
@@ -275,7 +279,7 @@ class KernelPort:
         family = await protocol.family(FAMILY_NAME)
         await protocol.joinGroup(FAMILY_NAME, MULTICAST_GROUP)
         # Nothing is awaited between the acknowledgement and the first request for an event.
-        await protocol.request(family.number, Register(PROTOCOL_VERSION).payload(), NLM_F_ACK)
+        await protocol.request(family.number, Register(PROTOCOL_VERSION, self._daemon).payload(), NLM_F_ACK)
         self._registering = None
         self.end = protocol.end = KernelEnd(
             self._reactor, protocol, family.number, self._receiver, self._limits, lambda reason: self._brokenLater(reason)

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: MIT
 """
-Run a program on the kernel module with a daemon of its own: C{python -m ssa.test.conformance.kernel [--config FILE] --
-PROGRAM [ARG...]}, as root, where the module is loaded and no daemon is registered.
+Run a program on the kernel module: C{python -m ssa.test.conformance.kernel [--config FILE] [--user NUMBER] -- PROGRAM
+[ARG...]}, as root, where the module is loaded.
 
 The daemon is a real C{twistd ssa}; the program is started when TLS sockets can be made, and the daemon is stopped after it.
+Where one is registered already, and no configuration is asked for, that one serves the program.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from errno import ENETDOWN
 from pathlib import Path
+from typing import Any
 
 from ssa.api import IPPROTO_TLS
 
@@ -40,6 +43,35 @@ def canMakeSockets() -> bool:
     return True
 
 
+class NotServed(Exception):
+    """The daemon has ended, or has not registered with the module in time."""
+
+
+@contextlib.contextmanager
+def served(configuration: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """
+    A real daemon that serves the module for the time of the block.
+
+    @param configuration: the path of an ssa.conf; C{""} for the defaults.
+    @raise NotServed: it does not.
+    """
+    with tempfile.TemporaryDirectory(prefix="ssa-kernel-") as directory:
+        command = [sys.executable, "-m", "twisted", "--log-level=warn", "ssa", "--socket", str(Path(directory, "daemon.sock"))]
+        if configuration:
+            command += ["--config", configuration]
+        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not canMakeSockets():
+                if daemon.poll() is not None or time.monotonic() > deadline:
+                    raise NotServed("the daemon does not serve the kernel module")
+                time.sleep(0.05)
+            yield daemon
+        finally:
+            daemon.terminate()
+            daemon.wait()
+
+
 def main(argv: Sequence[str]) -> int:
     """
     The entry point.
@@ -48,24 +80,20 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", default="")
+    parser.add_argument("--user", type=int)
     parser.add_argument("program", nargs="+")
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="ssa-kernel-") as directory:
-        command = [sys.executable, "-m", "twisted", "--log-level=warn", "ssa", "--socket", str(Path(directory, "daemon.sock"))]
-        if arguments.config:
-            command += ["--config", arguments.config]
-        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while not canMakeSockets():
-                if daemon.poll() is not None or time.monotonic() > deadline:
-                    print("the daemon does not serve the kernel module", file=sys.stderr)
-                    return 125
-                time.sleep(0.05)
-            return subprocess.call(arguments.program, close_fds=False)
-        finally:
-            daemon.terminate()
-            daemon.wait()
+    ordinary: dict[str, Any] = {}
+    if arguments.user is not None:
+        ordinary = {"user": arguments.user, "group": arguments.user, "extra_groups": []}
+    with contextlib.ExitStack() as stack:
+        if arguments.config or not canMakeSockets():
+            try:
+                stack.enter_context(served(arguments.config))
+            except NotServed as error:
+                print(error, file=sys.stderr)
+                return 125
+        return subprocess.call(arguments.program, close_fds=False, **ordinary)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from typing import Final
 from cryptography.x509 import load_pem_x509_certificate
 from OpenSSL import SSL, crypto
 
+from ssa.test.conformance.runner import PATIENCE
 from ssa.test.pki import CA, Credential, testCA
 
-SECONDS: Final = 10.0
+SECONDS: Final = 10.0 * PATIENCE
 """How long a peer waits for anything."""
 
 NAME: Final = "server.example"

@@ -34,6 +34,12 @@ import ssa
 
 PACKAGE: Final = "ssa.test.conformance"
 ROOT: Final = Path(ssa.__file__).parent.parent
+PATIENCE: Final = float(os.environ.get("SSA_CONFORMANCE_PATIENCE", "1"))
+"""
+By how much every upper limit of a time is longer than on a real processor: an emulated one is some sixteen times slower, and
+what it emulates is mostly not the waiting.
+"""
+
 CASE_SECONDS: Final = 20.0
 """How long one case may take, unless its class has another C{timeout}."""
 START_SECONDS: Final = 180.0
@@ -103,10 +109,17 @@ def supervised() -> list[Interception]:
     return [interception for interception in every if not chosen or interception.name in chosen]
 
 
-def kernel() -> Interception:
-    """The kernel module, which must be loaded; its daemon is started for each program (L{ssa.test.conformance.kernel})."""
-    command = (sys.executable, "-m", "ssa.test.conformance.kernel", "--")
-    return Interception("kernel", command, needsRoot=True)
+def kernel() -> list[Interception]:
+    """
+    The kernel module, which must be loaded: for a program of root's, and for one of an ordinary user's.  The daemon is root's
+    (L{ssa.test.conformance.kernel}).
+    """
+    command = (sys.executable, "-m", "ssa.test.conformance.kernel")
+    user = pwd.getpwnam(ORDINARY_USER).pw_uid
+    return [
+        Interception("kernel", (*command, "--"), needsRoot=True),
+        Interception("kernel-user", (*command, "--user", str(user), "--"), {"HOME": "/tmp", "TMPDIR": "/tmp"}, needsRoot=True),
+    ]
 
 
 @lru_cache(maxsize=16)
@@ -189,7 +202,7 @@ def casesOf(module: ModuleType) -> dict[str, type[unittest.TestCase]]:
 def namesOf(module: ModuleType) -> dict[str, float]:
     """Each case of a module, C{Class.method}, in the order in which they run, with the seconds it may take."""
     return {
-        f"{name}.{method}": float(getattr(getattr(case, method), "timeout", getattr(case, "timeout", CASE_SECONDS)))
+        f"{name}.{method}": PATIENCE * float(getattr(getattr(case, method), "timeout", getattr(case, "timeout", CASE_SECONDS)))
         for name, case in casesOf(module).items()
         for method in unittest.defaultTestLoader.getTestCaseNames(case)
     }
@@ -238,21 +251,29 @@ class _Output:
             return file.read().decode(errors="replace").strip()
 
 
+def configurationOf(module: str) -> str:
+    """The text of the ssa.conf that a module of cases wants; C{""} for the defaults."""
+    return str(getattr(importlib.import_module(f"{PACKAGE}.{module}"), "CONFIGURATION", ""))
+
+
 class Run:
     """
     The cases of one module under one interception, in one process: a case that hangs ends the process, and the others go on
     in a new one.
     """
 
-    def __init__(self, interception: Interception, module: str, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, interception: Interception, module: str, names: Sequence[str] | None = None, isServed: bool = False
+    ) -> None:
         """
         @param module: C{"case_sending"}.
         @param names: the cases, C{Class.method}; L{None} for all.
+        @param isServed: a daemon with the module's configuration runs already.
         """
         self.interception = interception
         self.module = module
         imported = importlib.import_module(f"{PACKAGE}.{module}")
-        self._configuration = str(getattr(imported, "CONFIGURATION", ""))
+        self._configuration = "" if isServed else configurationOf(module)
         self._limits = namesOf(imported)
         self._waiting = deque(self._limits if names is None else names)
         self._done: dict[str, Outcome] = {}
@@ -374,8 +395,7 @@ def main(argv: Sequence[str]) -> int:
     words = [word for word in argv if not word.startswith("-")]
     verbose = "-v" in argv
     interceptions = [each for each in supervised() if words and words[0] in (each.name, "all")]
-    if words and words[0] == "kernel":
-        interceptions = [kernel()]
+    interceptions += [each for each in kernel() if words and words[0] == each.name]
     if not interceptions:
         print(__doc__, file=sys.stderr)
         return 2
@@ -388,18 +408,40 @@ def main(argv: Sequence[str]) -> int:
             module, _, part = word.partition(".")
             every = namesOf(importlib.import_module(f"{PACKAGE}.{module}"))
             names = [name for name in every if not part or name == part or name.startswith(part + ".")]
-            begun = time.monotonic()
-            counts: dict[str, int] = {}
-            for name, outcome in Run(interception, module, names):
-                counts[outcome.kind] = counts.get(outcome.kind, 0) + 1
-                if outcome.kind not in ("ok", "skip"):
-                    bad += 1
-                if verbose or outcome.kind not in ("ok", "skip"):
-                    line = f"{interception.name} {module}.{name}: {outcome.kind} {outcome.seconds:.2f} s"
-                    print(line, outcome.text, sep="\n" if "\n" in outcome.text else " ", flush=True)
-            total = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-            print(f"== {interception.name} {module}: {total} in {time.monotonic() - begun:.1f} s", flush=True)
+            bad += report(Run(interception, module, names), verbose).bad
     return 1 if bad else 0
+
+
+@dataclass(frozen=True)
+class Total:
+    """How many cases went well, were skipped, and did not go well."""
+
+    good: int = 0
+    skipped: int = 0
+    bad: int = 0
+
+    def __add__(self, other: Total) -> Total:
+        return Total(self.good + other.good, self.skipped + other.skipped, self.bad + other.bad)
+
+
+def report(run: Run, verbose: bool = False) -> Total:
+    """
+    Run a module's cases, and print those that did not go well and how many there were of each kind.
+
+    @param verbose: print each case.
+    """
+    begun = time.monotonic()
+    counts: dict[str, int] = {}
+    title = f"{run.interception.name} {run.module}"
+    for name, outcome in run:
+        counts[outcome.kind] = counts.get(outcome.kind, 0) + 1
+        if verbose or outcome.kind not in ("ok", "skip"):
+            line = f"{title}.{name}: {outcome.kind} {outcome.seconds:.2f} s"
+            print(line, outcome.text, sep="\n" if "\n" in outcome.text else " ", flush=True)
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    print(f"== {title}: {told} in {time.monotonic() - begun:.1f} s", flush=True)
+    good, skipped = counts.pop("ok", 0), counts.pop("skip", 0)
+    return Total(good, skipped, sum(counts.values()))
 
 
 if __name__ == "__main__":

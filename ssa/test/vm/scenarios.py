@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ssa.test.vm import module
 from ssa.test.vm.command import Command, hidden
@@ -29,6 +29,7 @@ class Scenario:
     @ivar module: build the project's module and load it first
     @ivar leaks: look for leaked memory after it (the debug kernel only; ignored elsewhere)
     @ivar timeout: seconds, generous: the emulator shares its host
+    @ivar environment: variables of the command
     @ivar problem: a pattern that the machine's problem has to match: the machine is meant to fail
     """
 
@@ -39,6 +40,7 @@ class Scenario:
     module: bool = False
     leaks: bool = False
     timeout: float = 300.0
+    environment: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
 
     def run(self, kernel: Kernel) -> Outcome:
@@ -52,7 +54,8 @@ class Scenario:
             raise VMError(f"the guest's user cannot enter {blocked}: use a virtual environment made by /usr/bin/python3")
         built = module.build(kernel).module if self.module else None
         leaks = self.leaks and kernel.name == DEBUG
-        return Machine(kernel).run(Command(self.arguments, user=self.user, module=built, leaks=leaks), self.timeout)
+        return Machine(kernel).run(Command(self.arguments, user=self.user, environment=self.environment, module=built,
+                                           leaks=leaks), self.timeout)
 
     def passed(self, outcome: Outcome) -> bool:
         """Whether it ended as it was meant to."""
@@ -63,7 +66,14 @@ class Scenario:
 
 _PYTHON = "import sys, ssa.api, twisted; sys.exit(open('/proc/self/uid_map').read().split()[1] != sys.argv[1])"
 _FREED = "modprobe lkdtm; echo WRITE_AFTER_FREE >/sys/kernel/debug/provoke-crash/DIRECT; sleep 60"
+#: The emulator takes a minute for 64 MiB, and what they could show is shown by 8.
+_EMULATED = {"SSA_CONFORMANCE_PATIENCE": "5", "SSA_CONFORMANCE_BYTES": str(8 << 20), "SSA_CONFORMANCE_CONNECTIONS": "300"}
 _RELOAD = "rmmod ssa && insmod $SSA_VM_MODULE && rmmod ssa"
+
+
+def _guest(name: str, *arguments: str) -> list[str]:
+    return ["python", "-m", f"ssa.test.vm.guest.{name}", *arguments]
+
 
 #: First those that show that a pass means something: the machine finds what it is there to find.
 SCENARIOS: Sequence[Scenario] = (
@@ -73,6 +83,9 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("a panic is a failure", ["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 60"], problem="sysrq triggered crash"),
     Scenario("a use after free is a failure", ["sh", "-c", _FREED], kernels=(DEBUG,), problem="KASAN: .*use-after-free"),
     Scenario("the module can be loaded and unloaded", ["sh", "-c", _RELOAD], module=True, leaks=True),
+    Scenario("workers of one daemon, and what /proc says", _guest("workers"), module=True, leaks=True),
+    Scenario("conformance, as root and as an ordinary user", _guest("conformance"), module=True, leaks=True, timeout=2400.0,
+             environment=_EMULATED),
 )
 
 
