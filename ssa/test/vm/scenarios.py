@@ -63,6 +63,7 @@ class Scenario:
 
 _PYTHON = "import sys, ssa.api, twisted; sys.exit(open('/proc/self/uid_map').read().split()[1] != sys.argv[1])"
 _FREED = "modprobe lkdtm; echo WRITE_AFTER_FREE >/sys/kernel/debug/provoke-crash/DIRECT; sleep 60"
+_KTLS = "modprobe tls && exec python -m ssa.test.vm.guest.ktls"
 _RELOAD = "rmmod ssa && insmod $SSA_VM_MODULE && rmmod ssa"
 
 #: First those that show that a pass means something: the machine finds what it is there to find.
@@ -73,6 +74,7 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("a panic is a failure", ["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 60"], problem="sysrq triggered crash"),
     Scenario("a use after free is a failure", ["sh", "-c", _FREED], kernels=(DEBUG,), problem="KASAN: .*use-after-free"),
     Scenario("the module can be loaded and unloaded", ["sh", "-c", _RELOAD], module=True, leaks=True),
+    Scenario("kTLS", ["sh", "-c", _KTLS], module=True, leaks=True, timeout=1800.0),
 )
 
 
