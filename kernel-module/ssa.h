@@ -5,7 +5,8 @@
  * main.c    registration: the protocols, the netlink family
  * socket.c  the life of a socket: create, bind, connect, release
  * listen.c  listeners, and connections on their way to accept
- * data.c    send, receive, poll, shutdown, and records of kTLS that are no data
+ * data.c    send, receive, poll, shutdown
+ * ktls.c    records of kTLS that are no data
  * option.c  getsockopt and setsockopt, and the files that options name
  * event.c   events on their way to the daemon, and its answers
  * netlink.c what the daemon asks for
@@ -171,9 +172,12 @@ int ssa_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
 int ssa_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
 int ssa_shutdown(struct socket *sock, int how);
 int ssa_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg);
-void ssa_close_notify(struct ssa_sock *s);
-bool ssa_has_ktls(struct sock *sk);
 SSA_DECLARE_SENDPAGE
+
+/* ktls.c */
+bool ssa_has_ktls(struct sock *sk);
+int ssa_ktls_recvmsg(struct ssa_sock *s, struct msghdr *msg, size_t len, int flags);
+void ssa_close_notify(struct ssa_sock *s);
 
 /* option.c */
 int ssa_setsockopt(struct socket *sock, int level, int name, sockptr_t value, unsigned int size);
