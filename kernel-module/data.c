@@ -109,8 +109,6 @@ int ssa_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 	got = ssa_ready(sock, flags);
 	if (got)
 		return got;
-	s->data->sk->sk_rcvtimeo = sk->sk_rcvtimeo;
-	s->data->sk->sk_rcvlowat = sk->sk_rcvlowat;
 	if (READ_ONCE(s->shut))
 		flags |= MSG_DONTWAIT;	/* what has come is still there, and then the end */
 	if (s->ktls) {
@@ -118,6 +116,8 @@ int ssa_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 	} else {
 		void *name = msg->msg_name;
 
+		s->data->sk->sk_rcvtimeo = sk->sk_rcvtimeo;
+		s->data->sk->sk_rcvlowat = sk->sk_rcvlowat;
 		msg->msg_name = NULL;
 		got = READ_ONCE(s->data->ops)->recvmsg(s->data, msg, len, flags);
 		msg->msg_name = name;

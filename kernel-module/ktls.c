@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * kTLS: the daemon has installed keys on the inner TCP socket, which then is the data socket too.  Here are the records that
- * are no data.
+ * kTLS: the daemon has installed keys on the inner TCP socket, which then is the data socket too.  Here are the records
+ * that are no data.
+ *
+ * One at a time receives, since a control record may come in pieces, and what comes next must not go to somebody else.
  */
 #include <linux/module.h>
 #include <net/tcp.h>
@@ -9,14 +11,20 @@
 
 #include "ssa.h"
 
-/* RFC 8446 section 5.1 and section 6. */
+/* RFC 8446 section 5.1, section 6 and section 4. */
 #define SSA_RECORD_ALERT	21
 #define SSA_RECORD_HANDSHAKE	22
 #define SSA_RECORD_DATA		23
 #define SSA_ALERT_WARNING	1
 #define SSA_ALERT_CLOSE_NOTIFY	0
-#define SSA_MESSAGE_TICKET	4
+#define SSA_ALERT_USER_CANCELED	90
 #define SSA_ALERT_SIZE		2
+#define SSA_MESSAGE_TICKET	4
+#define SSA_MESSAGE_KEY_UPDATE	24
+#define SSA_MESSAGE_HEADER	4
+
+/* How many pieces of control records are dropped before signals and the time are looked at. */
+#define SSA_MOST_DROPPED	64
 
 union ssa_record_type {
 	struct cmsghdr header;
@@ -40,27 +48,91 @@ bool ssa_has_ktls(struct sock *sk)
 	return has;
 }
 
+/* The connection can carry nothing more: neither side may take that for its end. */
+static int ssa_ktls_fail(struct ssa_sock *s, int error)
+{
+	WRITE_ONCE(s->fault, error);
+	sock_error(s->inner->sk);	/* kTLS has left its own there */
+	kernel_sock_shutdown(s->inner, SHUT_RDWR);
+	return error;
+}
+
+/* What a call on the inner socket has returned, as the program gets it. */
+int ssa_ktls_result(struct ssa_sock *s, int result)
+{
+	switch (result) {
+	case -EBADMSG:		/* a record that does not decrypt */
+	case -EMSGSIZE:		/* what is no record */
+	case -EINVAL:
+		return ssa_ktls_fail(s, -ECONNRESET);
+	default:
+		return result;
+	}
+}
+
+static int ssa_alerts(struct ssa_sock *s, const u8 *data, int size)
+{
+	for (; size; size--, data++) {
+		s->alert_half = !s->alert_half;
+		if (s->alert_half || *data == SSA_ALERT_USER_CANCELED)	/* which announces close_notify */
+			continue;
+		return *data == SSA_ALERT_CLOSE_NOTIFY ? 0 : -ECONNRESET;
+	}
+	return 1;
+}
+
+/* Handshake messages, which may share records and be spread over several. */
+static int ssa_messages(struct ssa_sock *s, const u8 *data, int size)
+{
+	while (size) {
+		int part = min_t(unsigned int, size, s->message_left);
+
+		if (!part) {
+			part = 1;
+			s->message = s->message << 8 | *data;
+			if (!s->message_have++) {
+				if (*data == SSA_MESSAGE_KEY_UPDATE)
+					return -EIO;	/* the kernel does not get the next key */
+				if (*data != SSA_MESSAGE_TICKET)
+					return -ECONNRESET;
+			} else if (s->message_have == SSA_MESSAGE_HEADER) {
+				s->message_have = 0;
+				s->message_left = s->message & 0xffffff;
+			}
+		} else {
+			s->message_left -= part;
+		}
+		data += part;
+		size -= part;
+	}
+	return 1;
+}
+
+/* What a control record or a piece of one means: 1: nothing, 0: end of stream, or an error. */
+static int ssa_control(struct ssa_sock *s, u8 type, const u8 *data, int size)
+{
+	int result = -ECONNRESET;
+
+	if (size && type == SSA_RECORD_ALERT)
+		result = ssa_alerts(s, data, size);
+	else if (size && type == SSA_RECORD_HANDSHAKE)
+		result = ssa_messages(s, data, size);
+	if (result < 0)
+		return ssa_ktls_fail(s, result);
+	if (!result) {
+		WRITE_ONCE(s->ended, true);
+		kernel_sock_shutdown(s->inner, SHUT_RD);	/* poll tells */
+	}
+	return result;
+}
+
 static u8 ssa_type_of(const union ssa_record_type *type)
 {
 	return type->header.cmsg_len ? *(u8 *)CMSG_DATA(&type->header) : SSA_RECORD_DATA;
 }
 
-/* What a record that is no data means: 1: nothing, 0: end of stream, or an error. */
-static int ssa_control(struct ssa_sock *s, u8 type, const u8 *data, int size)
-{
-	if (type == SSA_RECORD_ALERT && size >= SSA_ALERT_SIZE) {
-		if (data[1] != SSA_ALERT_CLOSE_NOTIFY)
-			return -ECONNRESET;
-		WRITE_ONCE(s->eof, true);
-		return 0;
-	}
-	if (type == SSA_RECORD_HANDSHAKE && size && data[0] == SSA_MESSAGE_TICKET)
-		return 1;
-	return -EIO;	/* a KeyUpdate that this kernel cannot do, or nothing that belongs here */
-}
-
 /* Receive into the kernel's own memory, with room for the record's type: without it kTLS answers EIO. */
-static int ssa_receive(struct ssa_sock *s, void *data, int size, int flags, u8 *type, bool *whole)
+static int ssa_receive(struct ssa_sock *s, void *data, int size, int flags, u8 *type)
 {
 	union ssa_record_type control = {};
 	struct msghdr msg = { .msg_control = &control, .msg_controllen = sizeof(control) };
@@ -68,24 +140,122 @@ static int ssa_receive(struct ssa_sock *s, void *data, int size, int flags, u8 *
 	int got = kernel_recvmsg(s->inner, &msg, &vec, 1, size, flags);
 
 	*type = ssa_type_of(&control);
-	*whole = msg.msg_flags & MSG_EOR;
 	return got;
 }
 
-/* Take the rest of a control record, of which the first bytes are in a buffer already. */
-static int ssa_drain(struct ssa_sock *s, u8 type, u8 *buffer, int have, int room, bool whole)
+/* Drop the control records that come next.  1: data may follow, or nothing; 0: end of stream; or an error. */
+static int ssa_ktls_drop(struct ssa_sock *s)
 {
-	int got;
+	int got, result, dropped;
+	u8 buffer[256];
+	u8 type;
 
-	while (!whole) {
-		if (have == room)
-			have = SSA_ALERT_SIZE;	/* only its beginning says what it is */
-		got = ssa_receive(s, buffer + have, room - have, MSG_DONTWAIT, &type, &whole);
-		if (got <= 0)
-			return got ?: -EIO;
-		have += got;
+	for (dropped = 0; dropped < SSA_MOST_DROPPED; dropped++) {
+		/* Look first: data must stay where it is. */
+		got = ssa_receive(s, buffer, 1, MSG_DONTWAIT | MSG_PEEK, &type);
+		if (got < 0 && got != -EAGAIN)
+			return ssa_ktls_result(s, got);
+		if (got < 0 || type == SSA_RECORD_DATA) {
+			if (s->alert_half)	/* alerts are not spread over records */
+				return ssa_ktls_fail(s, -ECONNRESET);
+			return 1;
+		}
+		if (got)
+			got = ssa_receive(s, buffer, sizeof(buffer), MSG_DONTWAIT, &type);
+		if (got < 0)
+			return ssa_ktls_result(s, got);
+		result = ssa_control(s, type, buffer, got);
+		if (result <= 0)
+			return result;
 	}
-	return ssa_control(s, type, buffer, have);
+	return 1;
+}
+
+/* A control record, or its beginning, has come into the program's buffer: read it back from there. */
+static int ssa_ktls_read_back(struct ssa_sock *s, u8 type, struct iov_iter start, int size)
+{
+	u8 buffer[256];
+	int result = 1;
+
+	start.data_source = true;
+	do {
+		int part = min_t(int, size, sizeof(buffer));
+
+		if (copy_from_iter(buffer, part, &start) != part)
+			return ssa_ktls_fail(s, -EFAULT);
+		result = ssa_control(s, type, buffer, part);
+		size -= part;
+	} while (size && result > 0);
+	return result;
+}
+
+/* Receive once: the size of data, 0: end of stream, or an error; or try again, where records were dropped. */
+static int ssa_ktls_receive(struct ssa_sock *s, struct msghdr *msg, size_t len, int flags, bool *again)
+{
+	struct iov_iter start = msg->msg_iter;
+	union ssa_record_type control = {};
+	struct msghdr inner = *msg;
+	int got;
+	u8 type;
+
+#if !SSA_SINCE(6, 5)
+	if (iov_iter_is_pipe(&start)) {		/* splice: a pipe cannot be read back, so look first */
+		u8 byte;
+
+		got = ssa_receive(s, &byte, sizeof(byte), flags | MSG_PEEK, &type);
+		if (got < 0)
+			return ssa_ktls_result(s, got);
+		if (type != SSA_RECORD_DATA) {
+			got = ssa_ktls_drop(s);
+			*again = got > 0;
+			return got;
+		}
+	}
+#endif
+	inner.msg_name = NULL;
+	inner.msg_control = &control;
+	inner.msg_controllen = sizeof(control);
+	inner.msg_control_is_user = false;
+	inner.msg_flags = flags;
+	got = READ_ONCE(s->inner->ops)->recvmsg(s->inner, &inner, len, flags);
+	type = ssa_type_of(&control);
+	if (got < 0)
+		return ssa_ktls_result(s, got);
+	if (type == SSA_RECORD_DATA) {
+		msg->msg_iter = inner.msg_iter;
+		if (got || !len || READ_ONCE(s->eof) || READ_ONCE(s->shut))
+			return got;
+		return -ECONNRESET;	/* TCP ended without close_notify */
+	}
+	if (!(flags & MSG_PEEK)) {
+		got = ssa_ktls_read_back(s, type, start, got);
+		if (got <= 0)
+			return got;
+	}
+	got = ssa_ktls_drop(s);
+	*again = got > 0;
+	return got;
+}
+
+static int ssa_ktls_enter(struct ssa_sock *s, long timeout)
+{
+	long left;
+
+	if (!test_and_set_bit_lock(0, &s->receiving))
+		return 0;
+	if (!timeout)
+		return -EAGAIN;
+	left = wait_event_interruptible_timeout(s->receivers,
+						!test_and_set_bit_lock(0, &s->receiving), timeout);
+	if (left < 0)
+		return sock_intr_errno(timeout);
+	return left ? 0 : -EAGAIN;
+}
+
+static void ssa_ktls_leave(struct ssa_sock *s)
+{
+	clear_bit_unlock(0, &s->receiving);
+	wake_up_all(&s->receivers);
 }
 
 /*
@@ -94,64 +264,46 @@ static int ssa_drain(struct ssa_sock *s, u8 type, u8 *buffer, int have, int room
  */
 int ssa_ktls_recvmsg(struct ssa_sock *s, struct msghdr *msg, size_t len, int flags)
 {
-	union ssa_record_type control;
-	struct msghdr inner;
-	u8 buffer[256];
-	bool whole;
-	u8 type;
-	int got, have;
+	struct sock *sk = (struct sock *)s, *tcp = s->inner->sk;
+	long timeout = sock_rcvtimeo(sk, flags & MSG_DONTWAIT);
+	int target = sock_rcvlowat(sk, flags & MSG_WAITALL, len);
+	unsigned long started = jiffies;
+	int copied = 0, got;
 
 	flags &= ~MSG_CMSG_COMPAT;	/* the control buffer is ours, not a 32-bit program's */
+	got = ssa_ktls_enter(s, timeout);
+	if (got)
+		return got;
 	for (;;) {
-		struct iov_iter start = msg->msg_iter;
+		long left = timeout;
+		bool again = false;
+		int wait = flags;
 
-		if (READ_ONCE(s->eof))
-			return 0;
-#if !SSA_SINCE(6, 5)
-		if (iov_iter_is_pipe(&start)) {		/* splice: it cannot be read back, so look first */
-			got = ssa_receive(s, buffer, 1, (flags & MSG_DONTWAIT) | MSG_PEEK, &type, &whole);
+		got = READ_ONCE(s->fault);
+		if (got || READ_ONCE(s->ended))
+			break;
+		if (timeout != MAX_SCHEDULE_TIMEOUT)
+			left = max(timeout - (long)(jiffies - started), 0L);
+		if (!left)
+			wait |= MSG_DONTWAIT;
+		WRITE_ONCE(tcp->sk_rcvtimeo, left);
+		WRITE_ONCE(tcp->sk_rcvlowat, min(READ_ONCE(sk->sk_rcvlowat), target - copied));
+		got = ssa_ktls_receive(s, msg, len - copied, wait, &again);
+		if (!again) {
 			if (got <= 0)
-				return got ?: -ECONNRESET;
-			if (type != SSA_RECORD_DATA) {
-				got = ssa_drain(s, type, buffer, 0, sizeof(buffer), false);
-				if (got > 0)
-					continue;
-				return got;
-			}
+				break;
+			copied += got;
+			if (copied >= target || flags & MSG_PEEK)
+				break;
 		}
-#endif
-		memset(&control, 0, sizeof(control));
-		inner = *msg;
-		inner.msg_name = NULL;
-		inner.msg_control = &control;
-		inner.msg_controllen = sizeof(control);
-		inner.msg_control_is_user = false;
-		inner.msg_flags = flags;
-		got = READ_ONCE(s->inner->ops)->recvmsg(s->inner, &inner, len, flags);
-		msg->msg_iter = inner.msg_iter;
-		if (!got && len)
-			return -ECONNRESET;	/* TCP ended without close_notify */
-		if (got < 0)
-			return got;
-		type = ssa_type_of(&control);
-		if (type == SSA_RECORD_DATA)
-			return got;
-		/* A control record is in the program's buffer: read it back from there. */
-		have = 0;
-		if (!(flags & MSG_PEEK)) {
-			have = min_t(int, got, sizeof(buffer));
-			start.data_source = true;
-			if (copy_from_iter(buffer, have, &start) != have)
-				return -EFAULT;
-			iov_iter_revert(&start, have);
-			start.data_source = false;
+		if (signal_pending(current)) {
+			got = sock_intr_errno(timeout);
+			break;
 		}
-		msg->msg_iter = start;
-		whole = !(flags & MSG_PEEK) && (inner.msg_flags & MSG_EOR);
-		got = ssa_drain(s, type, buffer, have, sizeof(buffer), whole);
-		if (got <= 0)
-			return got;
 	}
+	WRITE_ONCE(tcp->sk_rcvlowat, READ_ONCE(sk->sk_rcvlowat));
+	ssa_ktls_leave(s);
+	return copied ?: got;
 }
 
 /* Send close_notify over kTLS, with room for it even where the send buffer is full. */

@@ -47,6 +47,7 @@ void ssa_fields(struct sock *sk)
 	s->session = ssa_session();
 	INIT_LIST_HEAD(&s->queue);
 	INIT_LIST_HEAD(&s->link);
+	init_waitqueue_head(&s->receivers);
 	/* Inner sockets are of the ordinary classes, and are locked inside of ours. */
 	sock_lock_init_class_and_name(sk, "slock-SSA", &ssa_slock_key, "sk_lock-SSA", &ssa_lock_key);
 }

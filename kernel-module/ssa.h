@@ -60,6 +60,14 @@ struct ssa_sock {
 	bool eof;			/* the daemon vouches for the end of stream */
 	bool relaying;
 	bool shut;			/* the program has ended its own receiving */
+	bool ended;			/* kTLS: close_notify has come */
+	bool alert_half;		/* kTLS: the first byte of an alert has come */
+	u8 message_have;		/* kTLS: how much of the header of a handshake message has come */
+	u32 message;			/* kTLS: that header */
+	u32 message_left;		/* kTLS: what is still to come of its body */
+	int fault;			/* kTLS: why nothing can be received any more */
+	unsigned long receiving;	/* kTLS: bit 0: somebody receives */
+	wait_queue_head_t receivers;	/* kTLS: who waits to receive */
 	bool reset;			/* the inner socket has been in an attempt */
 	struct ssa_user *user;
 	const struct cred *cred;	/* of who connects to a name */
@@ -177,6 +185,7 @@ SSA_DECLARE_SENDPAGE
 /* ktls.c */
 bool ssa_has_ktls(struct sock *sk);
 int ssa_ktls_recvmsg(struct ssa_sock *s, struct msghdr *msg, size_t len, int flags);
+int ssa_ktls_result(struct ssa_sock *s, int result);
 void ssa_close_notify(struct ssa_sock *s);
 
 /* option.c */
