@@ -59,28 +59,39 @@ static int ssa_ready(struct socket *sock, int flags)
 	}
 }
 
+/* Whether data can be sent, and how long that may take. */
+static int ssa_ready_to_send(struct socket *sock, int flags)
+{
+	struct ssa_sock *s = ssa_sk(sock->sk);
+	int error = ssa_ready(sock, flags);
+
+	if (error == -ENOTCONN) {
+		error = -EPIPE;		/* as TCP */
+		if (!(flags & MSG_NOSIGNAL))
+			send_sig(SIGPIPE, current, 0);
+	}
+	if (!error)
+		s->data->sk->sk_sndtimeo = sock->sk->sk_sndtimeo;
+	return error;
+}
+
 int ssa_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 {
-	struct sock *sk = sock->sk;
-	struct ssa_sock *s = ssa_sk(sk);
+	struct ssa_sock *s = ssa_sk(sock->sk);
 	int error;
 
 	if (msg->msg_flags & SSA_REFUSED_TO_SEND)
 		return -EOPNOTSUPP;
-	error = ssa_ready(sock, msg->msg_flags);
-	if (error == -ENOTCONN) {
-		error = -EPIPE;		/* as TCP */
-		if (!(msg->msg_flags & MSG_NOSIGNAL))
-			send_sig(SIGPIPE, current, 0);
-	}
+	error = ssa_ready_to_send(sock, msg->msg_flags);
 	if (error)
 		return error;
-	s->data->sk->sk_sndtimeo = sk->sk_sndtimeo;
 	/* No address, no descriptors for the daemon, no record types for kTLS. */
 	msg->msg_name = NULL;
 	msg->msg_namelen = 0;
 	msg->msg_control = NULL;
 	msg->msg_controllen = 0;
+	if (s->ktls)
+		return ssa_ktls_sendmsg(s, msg, len);
 	return READ_ONCE(s->data->ops)->sendmsg(s->data, msg, len);
 }
 
@@ -88,11 +99,25 @@ int ssa_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 ssize_t ssa_sendpage(struct socket *sock, struct page *page, int offset, size_t size, int flags)
 {
 	struct ssa_sock *s = ssa_sk(sock->sk);
-	int error = ssa_ready(sock, flags);
+	ssize_t sent = ssa_ready_to_send(sock, flags);
 
-	if (error)
-		return error;
-	return READ_ONCE(s->data->ops)->sendpage(s->data, page, offset, size, flags);
+	if (sent)
+		return sent;
+	sent = READ_ONCE(s->data->ops)->sendpage(s->data, page, offset, size, flags);
+	return s->ktls ? ssa_ktls_result(s, sent) : sent;
+}
+#else
+/* sendfile has found the end of its file, and will not send the more that it has announced. */
+void ssa_splice_eof(struct socket *sock)
+{
+	struct ssa_sock *s = ssa_sk(sock->sk);
+	const struct proto_ops *ops;
+
+	if (ssa_state(s) != SSA_ESTABLISHED)
+		return;
+	ops = READ_ONCE(s->data->ops);
+	if (ops->splice_eof)
+		ops->splice_eof(s->data);
 }
 #endif
 

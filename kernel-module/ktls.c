@@ -306,6 +306,16 @@ int ssa_ktls_recvmsg(struct ssa_sock *s, struct msghdr *msg, size_t len, int fla
 	return copied ?: got;
 }
 
+/*
+ * Send over kTLS.  It refuses what TCP passes over, and lets a record that more is announced for wait for ever, where TCP
+ * waits for a moment.
+ */
+int ssa_ktls_sendmsg(struct ssa_sock *s, struct msghdr *msg, size_t len)
+{
+	msg->msg_flags &= MSG_DONTWAIT | MSG_NOSIGNAL | SSA_SPLICE_FLAGS(msg->msg_flags);
+	return ssa_ktls_result(s, READ_ONCE(s->inner->ops)->sendmsg(s->inner, msg, len));
+}
+
 /* Send close_notify over kTLS, with room for it even where the send buffer is full. */
 void ssa_close_notify(struct ssa_sock *s)
 {

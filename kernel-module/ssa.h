@@ -185,6 +185,7 @@ SSA_DECLARE_SENDPAGE
 /* ktls.c */
 bool ssa_has_ktls(struct sock *sk);
 int ssa_ktls_recvmsg(struct ssa_sock *s, struct msghdr *msg, size_t len, int flags);
+int ssa_ktls_sendmsg(struct ssa_sock *s, struct msghdr *msg, size_t len);
 int ssa_ktls_result(struct ssa_sock *s, int result);
 void ssa_close_notify(struct ssa_sock *s);
 
