@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Data: every call goes to the data socket, which is our end of the pair to the daemon's relay, or the TCP socket itself
- * where the daemon has installed kTLS on it.
+ * Data: every call goes to the data socket, which is our end of the pair to the daemon's relay, or the TCP socket
+ * itself where the daemon has installed kTLS on it.
  */
 #include <linux/module.h>
 #include <asm/ioctls.h>
@@ -70,9 +70,10 @@ static int ssa_ready_to_send(struct socket *sock, int flags)
 		if (!(flags & MSG_NOSIGNAL))
 			send_sig(SIGPIPE, current, 0);
 	}
-	if (!error)
-		s->data->sk->sk_sndtimeo = sock->sk->sk_sndtimeo;
-	return error;
+	if (error)
+		return error;
+	s->data->sk->sk_sndtimeo = sock->sk->sk_sndtimeo;
+	return s->ktls ? ssa_ktls_may_send(s, flags) : 0;
 }
 
 int ssa_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
@@ -157,38 +158,40 @@ int ssa_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 	return got;
 }
 
+static int ssa_shutdown_data(struct ssa_sock *s, int how)
+{
+	struct sock *sk = (struct sock *)s;
+	int error = 0;
+
+	if (how != SHUT_WR)
+		WRITE_ONCE(s->shut, true);
+	if (s->ktls)
+		error = ssa_ktls_shutdown(s, how);
+	else if (how != SHUT_RD)	/* of the other the daemon would think that the program has ended */
+		error = READ_ONCE(s->data->ops)->shutdown(s->data, SHUT_WR);
+	if (how != SHUT_WR)
+		sk->sk_state_change(sk);
+	return error;
+}
+
 int ssa_shutdown(struct socket *sock, int how)
 {
 	struct sock *sk = sock->sk;
 	struct ssa_sock *s = ssa_sk(sk);
 	int error = -ENOTCONN;
 
+	if (how < SHUT_RD || how > SHUT_RDWR)
+		return -EINVAL;
+	if (ssa_state(s) == SSA_ESTABLISHED)
+		return ssa_shutdown_data(s, how);
 	lock_sock(sk);
-	switch (s->state) {
-	case SSA_ESTABLISHED:
-		if (s->ktls && how != SHUT_RD)
-			ssa_close_notify(s);
+	if (s->state == SSA_LISTEN && how != SHUT_WR) {
+		/* As TCP: whoever waits in accept is woken, and there is nothing left to accept. */
+		sk->sk_state = TCP_CLOSE;
+		ssa_set_state(s, SSA_DEAD);
+		kernel_sock_shutdown(s->inner, SHUT_RDWR);
+		sk->sk_state_change(sk);
 		error = 0;
-		if (how != SHUT_WR) {
-			/* Not told to the other end of the pair: the daemon would take it for the program's end. */
-			WRITE_ONCE(s->shut, true);
-			sk->sk_state_change(sk);
-		}
-		if (how != SHUT_RD)
-			error = READ_ONCE(s->data->ops)->shutdown(s->data, SHUT_WR);
-		break;
-	case SSA_LISTEN:
-		if (how != SHUT_WR) {
-			/* As TCP: whoever waits in accept is woken, and there is nothing left to accept. */
-			sk->sk_state = TCP_CLOSE;
-			ssa_set_state(s, SSA_DEAD);
-			kernel_sock_shutdown(s->inner, SHUT_RDWR);
-			sk->sk_state_change(sk);
-			error = 0;
-		}
-		break;
-	default:
-		break;
 	}
 	release_sock(sk);
 	return error;
@@ -199,7 +202,10 @@ int ssa_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 	struct ssa_sock *s = ssa_sk(sock->sk);
 	struct socket *to = s->inner;
 
-	if (ssa_state(s) == SSA_ESTABLISHED)
+	if (ssa_state(s) == SSA_ESTABLISHED) {
+		if (s->ktls && cmd == FIONREAD)
+			return put_user(ssa_ktls_available(s), (int __user *)arg);
 		to = s->data;
+	}
 	return READ_ONCE(to->ops)->ioctl(to, cmd, arg);
 }

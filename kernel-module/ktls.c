@@ -26,6 +26,9 @@
 /* How many pieces of control records are dropped before signals and the time are looked at. */
 #define SSA_MOST_DROPPED	64
 
+/* For two records of the greatest length, and what the kernel adds. */
+#define SSA_ROOM_FOR_END	65536
+
 union ssa_record_type {
 	struct cmsghdr header;
 	u8 space[CMSG_SPACE(sizeof(u8))];
@@ -219,6 +222,8 @@ static int ssa_ktls_receive(struct ssa_sock *s, struct msghdr *msg, size_t len, 
 	inner.msg_flags = flags;
 	got = READ_ONCE(s->inner->ops)->recvmsg(s->inner, &inner, len, flags);
 	type = ssa_type_of(&control);
+	if (got == -EPIPE)		/* of what kTLS could not send */
+		got = -ECONNRESET;
 	if (got < 0)
 		return ssa_ktls_result(s, got);
 	if (type == SSA_RECORD_DATA) {
@@ -259,8 +264,8 @@ static void ssa_ktls_leave(struct ssa_sock *s)
 }
 
 /*
- * Receive from a kTLS socket.  Only data reaches the program; of the other records the end of stream is one, tickets are
- * dropped, and anything else is an error.
+ * Receive from a kTLS socket.  Only data reaches the program; of the other records the end of stream is one, tickets
+ * are dropped, and anything else is an error.
  */
 int ssa_ktls_recvmsg(struct ssa_sock *s, struct msghdr *msg, size_t len, int flags)
 {
@@ -306,9 +311,19 @@ int ssa_ktls_recvmsg(struct ssa_sock *s, struct msghdr *msg, size_t len, int fla
 	return copied ?: got;
 }
 
+/* Where encryption is asynchronous, kTLS takes data although TCP will not. */
+int ssa_ktls_may_send(struct ssa_sock *s, int flags)
+{
+	struct sock *tcp = s->inner->sk;
+
+	if (!READ_ONCE(tcp->sk_err) && !(READ_ONCE(tcp->sk_shutdown) & SEND_SHUTDOWN))
+		return 0;
+	return ssa_ktls_result(s, sk_stream_error(tcp, flags, -EPIPE));
+}
+
 /*
- * Send over kTLS.  It refuses what TCP passes over, and lets a record that more is announced for wait for ever, where TCP
- * waits for a moment.
+ * Send over kTLS.  It refuses what TCP passes over, and lets a record that more is announced for wait for ever, where
+ * TCP waits for a moment.
  */
 int ssa_ktls_sendmsg(struct ssa_sock *s, struct msghdr *msg, size_t len)
 {
@@ -316,8 +331,32 @@ int ssa_ktls_sendmsg(struct ssa_sock *s, struct msghdr *msg, size_t len)
 	return ssa_ktls_result(s, READ_ONCE(s->inner->ops)->sendmsg(s->inner, msg, len));
 }
 
-/* Send close_notify over kTLS, with room for it even where the send buffer is full. */
-void ssa_close_notify(struct ssa_sock *s)
+/* How much data can be received at once, as far as it has come: what TCP counts is ciphertext. */
+int ssa_ktls_available(struct ssa_sock *s)
+{
+	/* As much as the receive buffer may hold: looking takes records out of it. */
+	int size = READ_ONCE(s->inner->sk->sk_rcvbuf);
+	union ssa_record_type control = {};
+	struct msghdr msg = { .msg_control = &control, .msg_controllen = sizeof(control) };
+	int got = 0;
+
+	if (ssa_ktls_enter(s, 0))
+		return 0;	/* somebody waits for data */
+	if (!READ_ONCE(s->fault) && !READ_ONCE(s->ended) && ssa_ktls_drop(s) > 0) {
+		iov_iter_discard(&msg.msg_iter, READ, size);
+		got = READ_ONCE(s->inner->ops)->recvmsg(s->inner, &msg, size, MSG_DONTWAIT | MSG_PEEK);
+		if (ssa_type_of(&control) != SSA_RECORD_DATA)
+			got = 0;
+	}
+	ssa_ktls_leave(s);
+	return max(got, 0);
+}
+
+/*
+ * Send close_notify over kTLS, with room for it, and for a record that waits, even where the send buffer is full.
+ * Waits for a program that sends at this moment; a signal ends that.
+ */
+static int ssa_close_notify(struct ssa_sock *s)
 {
 	static const u8 alert[SSA_ALERT_SIZE] = { SSA_ALERT_WARNING, SSA_ALERT_CLOSE_NOTIFY };
 	struct kvec vec = { (void *)alert, sizeof(alert) };
@@ -334,7 +373,25 @@ void ssa_close_notify(struct ssa_sock *s)
 	control.header.cmsg_len = CMSG_LEN(sizeof(u8));
 	*(u8 *)CMSG_DATA(&control.header) = SSA_RECORD_ALERT;
 	lock_sock(sk);
-	sk->sk_sndbuf = max(sk->sk_sndbuf, sk->sk_wmem_queued + 8192);
+	sk->sk_sndbuf = max(sk->sk_sndbuf, sk->sk_wmem_queued + SSA_ROOM_FOR_END);
 	release_sock(sk);
-	kernel_sendmsg(s->inner, &msg, &vec, 1, sizeof(alert));
+	return kernel_sendmsg(s->inner, &msg, &vec, 1, sizeof(alert));
+}
+
+/* As TCP, but for close_notify before FIN.  Without the lock of the TLS socket: it may have to wait. */
+int ssa_ktls_shutdown(struct ssa_sock *s, int how)
+{
+	if (how != SHUT_RD && ssa_close_notify(s) == -EINTR)
+		return -ERESTARTSYS;
+	return READ_ONCE(s->inner->ops)->shutdown(s->inner, how);
+}
+
+/* The program has closed; the daemon may hold a descriptor for longer. */
+void ssa_ktls_close(struct ssa_sock *s)
+{
+	/* For unread data TCP sends a reset and throws away what it has not sent; tickets are none. */
+	if (!READ_ONCE(s->fault) && !READ_ONCE(s->ended))
+		ssa_ktls_drop(s);
+	ssa_close_notify(s);
+	kernel_sock_shutdown(s->inner, SHUT_WR);
 }

@@ -353,10 +353,14 @@ static int ssa_release(struct socket *sock)
 	ssa_carry_to(sk, s->inner->sk);
 	if (old == SSA_LISTEN || old == SSA_CONNECTING || old == SSA_DEAD)
 		ssa_stop_inner(s->inner);
-	if (old == SSA_ESTABLISHED && s->ktls)
-		ssa_close_notify(s);
-	else if (old == SSA_ESTABLISHED && sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime)
-		ssa_reset_daemon(s);
+	if (old == SSA_ESTABLISHED) {
+		bool reset = sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime;
+
+		if (s->ktls && !reset)
+			ssa_ktls_close(s);
+		else if (!s->ktls && reset)
+			ssa_reset_daemon(s);
+	}
 	if (s->session == ssa_session())
 		ssa_event_post(s->closing);
 	sock_orphan(sk);

@@ -185,9 +185,12 @@ SSA_DECLARE_SENDPAGE
 /* ktls.c */
 bool ssa_has_ktls(struct sock *sk);
 int ssa_ktls_recvmsg(struct ssa_sock *s, struct msghdr *msg, size_t len, int flags);
+int ssa_ktls_may_send(struct ssa_sock *s, int flags);
 int ssa_ktls_sendmsg(struct ssa_sock *s, struct msghdr *msg, size_t len);
 int ssa_ktls_result(struct ssa_sock *s, int result);
-void ssa_close_notify(struct ssa_sock *s);
+int ssa_ktls_available(struct ssa_sock *s);
+int ssa_ktls_shutdown(struct ssa_sock *s, int how);
+void ssa_ktls_close(struct ssa_sock *s);
 
 /* option.c */
 int ssa_setsockopt(struct socket *sock, int level, int name, sockptr_t value, unsigned int size);
