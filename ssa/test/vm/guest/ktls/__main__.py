@@ -8,6 +8,7 @@ import sys
 import unittest
 
 from ssa.test.vm.guest.ktls import case_life, case_receiving, case_sending
+from ssa.test.vm.guest.ktls.case import KTLSCase
 
 
 def main(wanted: list[str]) -> int:
@@ -19,6 +20,8 @@ def main(wanted: list[str]) -> int:
     loader.testNamePatterns = [f"*{part}*" for part in wanted] or None
     suite = unittest.TestSuite(loader.loadTestsFromModule(module) for module in (case_receiving, case_sending, case_life))
     result = unittest.TextTestRunner(sys.stdout, verbosity=2).run(suite)
+    for daemon in KTLSCase.daemons:
+        daemon.kill()
     return 0 if result.wasSuccessful() and result.testsRun else 1
 
 

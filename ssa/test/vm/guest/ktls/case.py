@@ -13,7 +13,7 @@ import sys
 import time
 import unittest
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from OpenSSL import SSL
 
@@ -25,6 +25,9 @@ from ssa.test.vm.guest.ktls.records import RecordPeer
 
 SECONDS = 60.0
 """How long anything may take: the machine is emulated, and its host may be busy."""
+
+BUFFER = 32768
+"""Bytes; the emulated processor decrypts slowly what buffers hold."""
 
 T = TypeVar("T")
 
@@ -54,23 +57,17 @@ class Daemon:
 
 class KTLSCase(unittest.TestCase):
     """
-    A case with a daemon and connections.
+    A case with connections.
 
-    @cvar daemon: the daemon that serves them.
+    @cvar daemons: the daemon that serves all cases, in a list.
     """
 
-    daemon: Daemon
+    daemons: ClassVar[list[Daemon]] = []
     maxDiff = 500
 
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.daemon = Daemon()
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.daemon.kill()
-
     def setUp(self) -> None:
+        if not self.daemons:
+            self.daemons.append(Daemon())
         faulthandler.dump_traceback_later(4 * SECONDS, exit=True)
         self.addCleanup(faulthandler.cancel_dump_traceback_later)
 
@@ -97,6 +94,7 @@ class KTLSCase(unittest.TestCase):
         """A program that has connected, and its peer."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.settimeout(SECONDS)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
             peer = Thread(lambda: RecordPeer(_blocking(listener.accept()[0]), serverContext(version=SSL.TLS1_3_VERSION), True))
             sock = self.tlsSocket(way)
             sock.connect(listener.getsockname())
@@ -107,7 +105,10 @@ class KTLSCase(unittest.TestCase):
         listener = self.tlsListener(way)
 
         def shakeHands() -> RecordPeer:
-            sock = _blocking(socket.create_connection(listener.getsockname(), SECONDS))
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+            sock.connect(listener.getsockname())
+            _blocking(sock)
             return RecordPeer(sock, clientContext(version=SSL.TLS1_3_VERSION), False)
 
         peer = Thread(shakeHands)

@@ -203,7 +203,8 @@ class ClientReceiving(KTLSCase):
             self.assertTrue(reader.is_alive())
             peer.data(b"data")
             self.assertEqual(reader.result(SECONDS), b"data")
-        self.assertEqual(sock.recv(64), b"data")
+            if flags == PEEK:
+                self.assertEqual(sock.recv(64), b"data")
 
     def test_manyInOneRecord(self) -> None:
         """Several tickets share a record."""
@@ -372,7 +373,7 @@ class ClientReceiving(KTLSCase):
 
     def test_badAlerts(self) -> None:
         """Alerts that are none."""
-        for content in (b"", b"\x01", b"\x01\x00\x00", b"\x01\x00\x01\x00"):
+        for content in (b"", b"\x01", b"\x02\x28\x00"):
             with self.subTest(content):
                 sock, peer = self.connected()
                 peer.data(b"good")
@@ -487,6 +488,8 @@ class ClientReceiving(KTLSCase):
     def test_errorFirstSeenBySend(self) -> None:
         """A program that sends before it reads learns of it there, and reads the same afterwards."""
         sock, peer = self.connected()
+        peer.data(b"x")
+        self.assertEqual(sock.recv(64), b"x")  # the tickets are out of the way
         peer.sock.sendall(b"\x17\x03\x03\xff\xff" + bytes(100))
         self.ready(sock, select.POLLIN)
         with self.assertRaises((BrokenPipeError, ConnectionResetError)):

@@ -110,6 +110,7 @@ class Link:
         self._sock.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
         self._sock.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
         self._sequence = 0
+        self._kicked = False
         self.number = GENL_ID_CTRL
         asked = GenericMessage(CTRL_CMD_GETFAMILY, 2, CONTROL.encode({"familyName": FAMILY_NAME}))
         described = self._ask(asked.encode(), 0)
@@ -128,7 +129,8 @@ class Link:
         while True:
             for message in decodeMessages(self._sock.recv(1 << 21)):
                 if message.sequence != self._sequence:
-                    continue  # a kick: whoever asks until there is nothing misses none
+                    self._kicked = True
+                    continue
                 if message.type != NLMSG_ERROR:
                     return GenericMessage.decode(message.payload)
                 acknowledgement = Acknowledgement.decode(message)
@@ -150,12 +152,15 @@ class Link:
         """What has happened."""
         found: list[Event] = []
         while True:
+            self._kicked = False
             try:
                 reply = self._ask(Next().payload(), 0)
             except OSError as error:
-                if error.errno == errno.ENOENT:
-                    return found
-                raise
+                if error.errno != errno.ENOENT:
+                    raise
+                if self._kicked:  # between the kernel's look and its answer
+                    continue
+                return found
             assert reply is not None
             found.append(EVENTS[reply.command].fromGeneric(reply))
 
