@@ -27,13 +27,13 @@
 
 /* 6.5: sendpage became MSG_SPLICE_PAGES of sendmsg. */
 #if SSA_SINCE(6, 5)
-#define SSA_DECLARE_SENDPAGE void ssa_splice_eof(struct socket *sock);
+#define SSA_DECLARE_SENDPAGE void ssa_splice_eof(struct socket *sock)
 #define SSA_SENDPAGE .splice_eof = ssa_splice_eof,
 /* splice_eof ends what MSG_MORE announces. */
 #define SSA_SPLICE_FLAGS(flags) ((flags) & MSG_SPLICE_PAGES ? MSG_SPLICE_PAGES | MSG_MORE : 0)
 #else
 #define SSA_DECLARE_SENDPAGE \
-	ssize_t ssa_sendpage(struct socket *sock, struct page *page, int offset, size_t size, int flags);
+	ssize_t ssa_sendpage(struct socket *sock, struct page *page, int offset, size_t size, int flags)
 #define SSA_SENDPAGE .sendpage = ssa_sendpage,
 #define SSA_SPLICE_FLAGS(flags) 0
 #endif

@@ -180,7 +180,7 @@ int ssa_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
 int ssa_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
 int ssa_shutdown(struct socket *sock, int how);
 int ssa_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg);
-SSA_DECLARE_SENDPAGE
+SSA_DECLARE_SENDPAGE;
 
 /* ktls.c */
 bool ssa_has_ktls(struct sock *sk);
