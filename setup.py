@@ -76,6 +76,8 @@ setup(
         "ssa.test",
         "ssa.test.conformance",
         "ssa.test.vm",
+        "ssa.test.vm.guest",
+        "ssa.test.vm.guest.ktls",
         "ssa.tls",
     ],
     package_data={"ssa": ["py.typed"]},

@@ -8,6 +8,7 @@
 #include <linux/mm.h>
 #include <linux/net.h>
 #include <linux/sched/mm.h>
+#include <linux/uio.h>
 #include <linux/version.h>
 #include <net/genetlink.h>
 #include <net/sock.h>
@@ -27,12 +28,15 @@
 
 /* 6.5: sendpage became MSG_SPLICE_PAGES of sendmsg. */
 #if SSA_SINCE(6, 5)
-#define SSA_DECLARE_SENDPAGE
-#define SSA_SENDPAGE
+#define SSA_DECLARE_SENDPAGE void ssa_splice_eof(struct socket *sock)
+#define SSA_SENDPAGE .splice_eof = ssa_splice_eof,
+/* splice_eof ends what MSG_MORE announces. */
+#define SSA_SPLICE_FLAGS(flags) ((flags) & MSG_SPLICE_PAGES ? MSG_SPLICE_PAGES | MSG_MORE : 0)
 #else
 #define SSA_DECLARE_SENDPAGE \
-	ssize_t ssa_sendpage(struct socket *sock, struct page *page, int offset, size_t size, int flags);
+	ssize_t ssa_sendpage(struct socket *sock, struct page *page, int offset, size_t size, int flags)
 #define SSA_SENDPAGE .sendpage = ssa_sendpage,
+#define SSA_SPLICE_FLAGS(flags) 0
 #endif
 
 /* 6.5: the offset of the IPv6 part is told, not computed from the end. */
@@ -41,6 +45,16 @@
 #else
 #define SSA_IPV6_OFFSET
 #endif
+
+/* 6.5: splice receives no more into an iterator of the pipe, which cannot be read back; one that throws away never can. */
+static inline bool ssa_can_read_back(const struct iov_iter *iter)
+{
+#if !SSA_SINCE(6, 5)
+	if (iov_iter_is_pipe(iter))
+		return false;
+#endif
+	return !iov_iter_is_discard(iter);
+}
 
 /* 6.2: the direction of an iterator got names. */
 #if SSA_SINCE(6, 2)

@@ -47,6 +47,7 @@ void ssa_fields(struct sock *sk)
 	INIT_LIST_HEAD(&s->queue);
 	INIT_LIST_HEAD(&s->link);
 	INIT_LIST_HEAD(&s->kept);
+	init_waitqueue_head(&s->receivers);
 	/* Inner sockets are of the ordinary classes, and are locked inside of ours. */
 	sock_prot_inuse_add(sock_net(sk), sk->sk_prot, 1);
 	sock_lock_init_class_and_name(sk, "slock-SSA", &ssa_slock_key, "sk_lock-SSA", &ssa_lock_key);
@@ -261,6 +262,8 @@ static void ssa_note_end(struct ssa_sock *s)
 	/* An end that nobody vouches for; kTLS knows only when its last record has been read. */
 	if (!error && !s->ktls && (READ_ONCE(data->sk_shutdown) & RCV_SHUTDOWN) && !READ_ONCE(s->eof) && !READ_ONCE(s->shut))
 		error = ECONNRESET;
+	if (s->ktls && (error == EBADMSG || error == EMSGSIZE || error == EINVAL))
+		error = ECONNRESET;	/* what kTLS says of records that are none */
 	if (error && !test_and_set_bit(SSA_BROKEN, &s->flags))
 		WRITE_ONCE(sk->sk_err, error);
 }
@@ -426,10 +429,14 @@ static int ssa_release(struct socket *sock)
 	ssa_carry_to(sk, s->inner->sk);
 	if (old == SSA_LISTEN || old == SSA_CONNECTING || old == SSA_DEAD)
 		ssa_stop_inner(s->inner);
-	if (old == SSA_ESTABLISHED && s->ktls)
-		ssa_close_notify(s);
-	else if (old == SSA_ESTABLISHED && sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime)
-		ssa_reset_daemon(s);
+	if (old == SSA_ESTABLISHED) {
+		bool reset = sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime;
+
+		if (s->ktls && !reset)
+			ssa_ktls_close(s);
+		else if (!s->ktls && reset)
+			ssa_reset_daemon(s);
+	}
 	ssa_event_post(s->closing);
 	if (old == SSA_ESTABLISHED && !s->ktls)
 		ssa_linger(s, sk);

@@ -5,7 +5,8 @@
  * main.c    registration: the protocols, the netlink family
  * socket.c  the life of a socket: create, bind, connect, release
  * listen.c  listeners, and connections on their way to accept
- * data.c    send, receive, poll, shutdown, and records of kTLS that are no data
+ * data.c    send, receive, poll, shutdown
+ * ktls.c    records of kTLS that are no data
  * option.c  getsockopt and setsockopt
  * file.c    the files that options name
  * keep.c    options of the connection, for the addresses of a name
@@ -73,6 +74,14 @@ struct ssa_sock {
 	bool eof;			/* the daemon vouches for the end of stream */
 	bool relaying;
 	bool shut;			/* the program has ended its own receiving */
+	bool ended;			/* kTLS: close_notify has come */
+	bool alert_half;		/* kTLS: the first byte of an alert has come */
+	u8 message_have;		/* kTLS: how much of the header of a handshake message has come */
+	u32 message;			/* kTLS: that header */
+	u32 message_left;		/* kTLS: what is still to come of its body */
+	int fault;			/* kTLS: why nothing can be received any more */
+	unsigned long receiving;	/* kTLS: bit 0: somebody receives */
+	wait_queue_head_t receivers;	/* kTLS: who waits to receive */
 	bool reset;			/* the inner socket has been in an attempt */
 	struct ssa_user *user;
 	const struct cred *cred;	/* of who connects to a name */
@@ -210,9 +219,17 @@ int ssa_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
 int ssa_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
 int ssa_shutdown(struct socket *sock, int how);
 int ssa_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg);
-void ssa_close_notify(struct ssa_sock *s);
+SSA_DECLARE_SENDPAGE;
+
+/* ktls.c */
 bool ssa_has_ktls(struct sock *sk);
-SSA_DECLARE_SENDPAGE
+int ssa_ktls_recvmsg(struct ssa_sock *s, struct msghdr *msg, size_t len, int flags);
+int ssa_ktls_may_send(struct ssa_sock *s, int flags);
+void ssa_ktls_flags(struct msghdr *msg);
+int ssa_ktls_result(struct ssa_sock *s, int result);
+int ssa_ktls_available(struct ssa_sock *s);
+int ssa_ktls_shutdown(struct ssa_sock *s, int how);
+void ssa_ktls_close(struct ssa_sock *s);
 
 /* file.c */
 struct ssa_event *ssa_event_of_file(struct sock *sk, int level, int name, const u8 *value, size_t size);

@@ -68,6 +68,7 @@ _PYTHON = "import sys, ssa.api, twisted; sys.exit(open('/proc/self/uid_map').rea
 _FREED = "modprobe lkdtm; echo WRITE_AFTER_FREE >/sys/kernel/debug/provoke-crash/DIRECT; sleep 60"
 #: The emulator takes a minute for 64 MiB, and what they could show is shown by 8.
 _EMULATED = {"SSA_CONFORMANCE_PATIENCE": "5", "SSA_CONFORMANCE_BYTES": str(8 << 20), "SSA_CONFORMANCE_CONNECTIONS": "300"}
+_KTLS = "modprobe tls && exec python -m ssa.test.vm.guest.ktls"
 _RELOAD = "rmmod ssa && insmod $SSA_VM_MODULE && rmmod ssa"
 
 
@@ -86,6 +87,7 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("workers of one daemon, and what /proc says", _guest("workers"), module=True, leaks=True),
     Scenario("conformance, as root and as an ordinary user", _guest("conformance"), module=True, leaks=True, timeout=2400.0,
              environment=_EMULATED),
+    Scenario("kTLS", ["sh", "-c", _KTLS], module=True, leaks=True, timeout=1800.0),
 )
 
 

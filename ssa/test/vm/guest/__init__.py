@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What runs inside of the virtual machine, on the kernel module."""
+"""Programs that run inside the virtual machine, where the kernel module is loaded: C{python -m ssa.test.vm.guest.NAME}."""
