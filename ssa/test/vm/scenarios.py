@@ -65,6 +65,13 @@ _PYTHON = "import sys, ssa.api, twisted; sys.exit(open('/proc/self/uid_map').rea
 _FREED = "modprobe lkdtm; echo WRITE_AFTER_FREE >/sys/kernel/debug/provoke-crash/DIRECT; sleep 60"
 _RELOAD = "rmmod ssa && insmod $SSA_VM_MODULE && rmmod ssa"
 
+
+def _guest(name: str, program: str, *arguments: str, timeout: float = 400.0) -> Scenario:
+    """A module of L{ssa.test.vm.guest}."""
+    command = ["python", "-m", f"ssa.test.vm.guest.{program}", *arguments]
+    return Scenario(name, command, module=True, leaks=True, timeout=timeout)
+
+
 #: First those that show that a pass means something: the machine finds what it is there to find.
 SCENARIOS: Sequence[Scenario] = (
     Scenario("the project's Python runs as root", ["python", "-c", _PYTHON, "0"]),
@@ -73,6 +80,7 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("a panic is a failure", ["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 60"], problem="sysrq triggered crash"),
     Scenario("a use after free is a failure", ["sh", "-c", _FREED], kernels=(DEBUG,), problem="KASAN: .*use-after-free"),
     Scenario("the module can be loaded and unloaded", ["sh", "-c", _RELOAD], module=True, leaks=True),
+    _guest("users have TLS, and no rights of the daemon", "privileges"),
 )
 
 
