@@ -81,6 +81,7 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("a use after free is a failure", ["sh", "-c", _FREED], kernels=(DEBUG,), problem="KASAN: .*use-after-free"),
     Scenario("the module can be loaded and unloaded", ["sh", "-c", _RELOAD], module=True, leaks=True),
     _guest("users have TLS, and no rights of the daemon", "privileges"),
+    _guest("one daemon serves all network namespaces", "namespaces"),
 )
 
 

@@ -17,7 +17,6 @@ from typing import cast
 from OpenSSL import SSL
 
 from ssa.api import IPPROTO_TLS, DataPath, InternetAddress, Option
-from ssa.intercept import linux
 from ssa.netlink.codec import (
     NLM_F_ACK,
     NLM_F_REQUEST,
@@ -46,6 +45,7 @@ from ssa.test.conformance.case import Thread, text
 from ssa.test.conformance.peers import NAME, credential, echo, serverContext
 from ssa.test.pki import otherCA
 from ssa.test.vm.guest.case import USER, GuestCase, about, become, run
+from ssa.test.vm.guest.network import ownUserNamespace
 
 _CTRL_TYPE = 16
 _CTRL_GETFAMILY = 3
@@ -192,17 +192,6 @@ class Ports(GuestCase):
             self.assertEqual(self.exactly(sock, 5), b"hello")
 
         self.inChild(serve)
-
-
-def ownUserNamespace(network: bool = False) -> None:
-    """Be root in a new user namespace, with all capabilities there; perhaps in a new network namespace that belongs to it."""
-    uid, gid = os.geteuid(), os.getegid()
-    linux.unshare(linux.CLONE_NEWUSER | (linux.CLONE_NEWNET if network else 0))
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-    Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-    effective, _, _ = linux.getCapabilities()
-    assert effective & 1 << 12, "CAP_NET_ADMIN in the new namespace"
 
 
 class Daemons(GuestCase):
