@@ -66,10 +66,8 @@ _FREED = "modprobe lkdtm; echo WRITE_AFTER_FREE >/sys/kernel/debug/provoke-crash
 _RELOAD = "rmmod ssa && insmod $SSA_VM_MODULE && rmmod ssa"
 
 
-def _guest(name: str, program: str, *arguments: str, timeout: float = 400.0) -> Scenario:
-    """A module of L{ssa.test.vm.guest}."""
-    command = ["python", "-m", f"ssa.test.vm.guest.{program}", *arguments]
-    return Scenario(name, command, module=True, leaks=True, timeout=timeout)
+def _guest(name: str, *arguments: str) -> list[str]:
+    return ["python", "-m", f"ssa.test.vm.guest.{name}", *arguments]
 
 
 #: First those that show that a pass means something: the machine finds what it is there to find.
@@ -80,8 +78,9 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("a panic is a failure", ["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 60"], problem="sysrq triggered crash"),
     Scenario("a use after free is a failure", ["sh", "-c", _FREED], kernels=(DEBUG,), problem="KASAN: .*use-after-free"),
     Scenario("the module can be loaded and unloaded", ["sh", "-c", _RELOAD], module=True, leaks=True),
-    _guest("users have TLS, and no rights of the daemon", "privileges"),
-    _guest("one daemon serves all network namespaces", "namespaces"),
+    Scenario("users have TLS, and no rights of the daemon", _guest("privileges"), module=True, leaks=True),
+    Scenario("one daemon serves all network namespaces", _guest("namespaces"), module=True, leaks=True),
+    Scenario("the daemon dies, stops and comes back", _guest("restarts"), module=True, leaks=True, timeout=600.0),
 )
 
 

@@ -7,10 +7,12 @@ import contextlib
 import ctypes
 import faulthandler
 import os
+import socket
 import unittest
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
+from ssa.api import IPPROTO_TLS, Option
 from ssa.test.conformance.case import LIBC, TLSCase
 from ssa.test.conformance.peers import credential
 from ssa.test.vm.guest.daemon import Daemon
@@ -75,6 +77,17 @@ def about(what: str) -> Iterator[None]:
         yield
     except AssertionError as failure:
         raise AssertionError(f"{what}: {failure}") from failure
+
+
+def setOption(sock: socket.socket, option: Option, value: bytes) -> None:
+    """
+    Set a TLS option.  The standard library's setsockopt keeps all other threads from running while it waits.
+
+    @raise OSError: as setsockopt(2).
+    """
+    ctypes.set_errno(0)
+    if LIBC.setsockopt(sock.fileno(), IPPROTO_TLS, int(option), value, len(value)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def become(user: int) -> None:

@@ -71,6 +71,14 @@ class Daemon:
         self.launch()
         self.awaitService()
 
+    def ensure(self) -> None:
+        """Let it serve, whatever has happened to it."""
+        if self._process is None:
+            self.start()
+        else:
+            self.resume()
+            self.awaitService()
+
     def awaitService(self) -> None:
         """
         Wait until it serves the module.
