@@ -81,6 +81,7 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("users have TLS, and no rights of the daemon", _guest("privileges"), module=True, leaks=True),
     Scenario("one daemon serves all network namespaces", _guest("namespaces"), module=True, leaks=True),
     Scenario("the daemon dies, stops and comes back", _guest("restarts"), module=True, leaks=True, timeout=600.0),
+    Scenario("a daemon that does nothing keeps nobody waiting", _guest("asleep"), module=True, leaks=True),
 )
 
 
