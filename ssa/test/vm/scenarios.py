@@ -29,6 +29,7 @@ class Scenario:
     @ivar module: build the project's module and load it first
     @ivar leaks: look for leaked memory after it (the debug kernel only; ignored elsewhere)
     @ivar timeout: seconds, generous: the emulator shares its host
+    @ivar parameters: words for the kernel's command line
     @ivar problem: a pattern that the machine's problem has to match: the machine is meant to fail
     """
 
@@ -39,6 +40,7 @@ class Scenario:
     module: bool = False
     leaks: bool = False
     timeout: float = 300.0
+    parameters: Sequence[str] = ()
     problem: str = ""
 
     def run(self, kernel: Kernel) -> Outcome:
@@ -52,7 +54,8 @@ class Scenario:
             raise VMError(f"the guest's user cannot enter {blocked}: use a virtual environment made by /usr/bin/python3")
         built = module.build(kernel).module if self.module else None
         leaks = self.leaks and kernel.name == DEBUG
-        return Machine(kernel).run(Command(self.arguments, user=self.user, module=built, leaks=leaks), self.timeout)
+        command = Command(self.arguments, user=self.user, module=built, leaks=leaks)
+        return Machine(kernel, parameters=self.parameters).run(command, self.timeout)
 
     def passed(self, outcome: Outcome) -> bool:
         """Whether it ended as it was meant to."""
