@@ -178,8 +178,12 @@ int ssa_event_post(struct ssa_event *event)
 /* Give an event its one answer; later ones find nothing. */
 static void ssa_event_complete(struct ssa_event *event, int result, const void *value, size_t size)
 {
-	struct sock *sk;
+	struct sock *sk = ssa_get(event->id);
+	int refused = sk ? READ_ONCE(ssa_sk(sk)->refused) : 0;
 
+	/* The daemon does not know a socket that it has refused: why it has is what the program wants to hear. */
+	if (result && refused)
+		result = refused;
 	event->result = result;
 	if (size) {
 		event->value = kvmalloc(size, GFP_KERNEL);
@@ -190,26 +194,20 @@ static void ssa_event_complete(struct ssa_event *event, int result, const void *
 			event->result = -ENOMEM;
 		}
 	}
-	switch (event->command) {
+	switch (sk ? event->command : 0) {
 	case SSA_C_CONNECT_NOTIFY:
 	case SSA_C_UPGRADE_NOTIFY:
-		sk = ssa_get(event->id);
-		if (!sk)
-			break;
 		lock_sock(sk);
 		if (ssa_sk(sk)->state == SSA_CONNECTING)
 			ssa_finish(sk, result ? -result : EIO);
 		release_sock(sk);
-		sock_put(sk);
 		break;
 	case SSA_C_SOCKET_NOTIFY:
-		sk = ssa_get(event->id);
-		if (!sk)
-			break;
 		WRITE_ONCE(ssa_sk(sk)->refused, result);
-		sock_put(sk);
 		break;
 	}
+	if (sk)
+		sock_put(sk);
 	complete_all(&event->done);
 	ssa_event_put(event);
 }

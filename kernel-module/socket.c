@@ -361,6 +361,8 @@ void ssa_daemon_gone(unsigned int session)
 			ssa_finish(sk, ENETDOWN);
 		} else if (ssa_sk(sk)->state == SSA_LISTEN) {
 			ssa_set_state(ssa_sk(sk), SSA_DEAD);
+			/* Whoever connects would wait for ever. */
+			kernel_sock_shutdown(ssa_sk(sk)->inner, SHUT_RDWR);
 			WRITE_ONCE(sk->sk_err, ENETDOWN);
 			sk->sk_state_change(sk);
 			sk_error_report(sk);

@@ -30,6 +30,7 @@ class Scenario:
     @ivar leaks: look for leaked memory after it (the debug kernel only; ignored elsewhere)
     @ivar timeout: seconds, generous: the emulator shares its host
     @ivar environment: variables of the command
+    @ivar parameters: words for the kernel's command line
     @ivar problem: a pattern that the machine's problem has to match: the machine is meant to fail
     """
 
@@ -41,6 +42,7 @@ class Scenario:
     leaks: bool = False
     timeout: float = 300.0
     environment: Mapping[str, str] = field(default_factory=dict)
+    parameters: Sequence[str] = ()
     problem: str = ""
 
     def run(self, kernel: Kernel) -> Outcome:
@@ -54,8 +56,8 @@ class Scenario:
             raise VMError(f"the guest's user cannot enter {blocked}: use a virtual environment made by /usr/bin/python3")
         built = module.build(kernel).module if self.module else None
         leaks = self.leaks and kernel.name == DEBUG
-        return Machine(kernel).run(Command(self.arguments, user=self.user, environment=self.environment, module=built,
-                                           leaks=leaks), self.timeout)
+        command = Command(self.arguments, user=self.user, environment=self.environment, module=built, leaks=leaks)
+        return Machine(kernel, parameters=self.parameters).run(command, self.timeout)
 
     def passed(self, outcome: Outcome) -> bool:
         """Whether it ended as it was meant to."""
@@ -88,6 +90,11 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("conformance, as root and as an ordinary user", _guest("conformance"), module=True, leaks=True, timeout=2400.0,
              environment=_EMULATED),
     Scenario("kTLS", ["sh", "-c", _KTLS], module=True, leaks=True, timeout=1800.0),
+    Scenario("users have TLS, and no rights of the daemon", _guest("privileges"), module=True, leaks=True),
+    Scenario("one daemon serves all network namespaces", _guest("namespaces"), module=True, leaks=True),
+    Scenario("the daemon dies, stops and comes back", _guest("restarts"), module=True, leaks=True, timeout=600.0),
+    Scenario("a daemon that does nothing keeps nobody waiting", _guest("asleep"), module=True, leaks=True),
+    Scenario("unloaded when nothing needs it, and loaded again", _guest("unload"), module=True, leaks=True),
 )
 
 
