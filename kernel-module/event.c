@@ -43,11 +43,15 @@ static void ssa_user_unref(struct ssa_user *user)
 
 void ssa_user_put(struct ssa_sock *s)
 {
-	struct ssa_user *user = s->user;
+	struct ssa_user *user;
 
+	/* Under the lock: a connection may be counted for the user of its listener at this moment. */
+	spin_lock(&ssa_user_lock);
+	user = s->user;
+	s->user = NULL;
+	spin_unlock(&ssa_user_lock);
 	if (!user)
 		return;
-	s->user = NULL;
 	atomic_dec(&user->sockets);
 	ssa_user_unref(user);
 }
@@ -82,13 +86,16 @@ found:
 	return 0;
 }
 
-/* Count an accepted socket for the user of its listener. */
+/* Count an accepted socket for the user of its listener, which the program may have closed. */
 int ssa_user_share(struct ssa_sock *s, const struct ssa_sock *parent)
 {
 	spin_lock(&ssa_user_lock);
-	parent->user->refs++;
-	spin_unlock(&ssa_user_lock);
 	s->user = parent->user;
+	if (s->user)
+		s->user->refs++;
+	spin_unlock(&ssa_user_lock);
+	if (!s->user)
+		return -ECONNABORTED;
 	if (atomic_inc_return(&s->user->sockets) > READ_ONCE(max_sockets)) {
 		ssa_user_put(s);
 		return -EMFILE;
