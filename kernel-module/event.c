@@ -108,7 +108,8 @@ void ssa_event_put(struct ssa_event *event)
 	if (!event || !refcount_dec_and_test(&event->refs))
 		return;
 	if (event->user) {
-		atomic_dec(&event->user->events);
+		if (event->wants_answer)
+			atomic_dec(&event->user->events);
 		ssa_user_unref(event->user);
 	}
 	kvfree(event->attributes);
@@ -145,8 +146,8 @@ struct ssa_event *ssa_event_new(const struct sock *sk, u8 command, size_t size)
 		user->refs++;
 		spin_unlock(&ssa_user_lock);
 		event->user = user;
-		/* The last events of a socket are exempt: they free what the others hold. */
-		if (atomic_inc_return(&user->events) > READ_ONCE(max_events) && event->wants_answer) {
+		/* Those without an answer do not count: each socket holds its last one from its beginning. */
+		if (event->wants_answer && atomic_inc_return(&user->events) > READ_ONCE(max_events)) {
 			ssa_event_put(event);
 			return ERR_PTR(-ENOBUFS);
 		}
