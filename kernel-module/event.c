@@ -112,7 +112,8 @@ void ssa_event_put(struct ssa_event *event)
 			atomic_dec(&event->user->events);
 		ssa_user_unref(event->user);
 	}
-	kvfree(event->attributes);
+	/* It may have been a private key. */
+	kvfree_sensitive(event->attributes, event->size);
 	kvfree(event->value);
 	kfree(event);
 }
@@ -351,6 +352,19 @@ void ssa_event_answer(u64 number, u64 id, int command, int result, const void *v
 		ssa_event_complete(event, result, value, size);
 }
 
+/* Take an event back, unless the daemon has fetched it. */
+static void ssa_event_withdraw(struct ssa_event *event)
+{
+	bool listed;
+
+	spin_lock(&ssa_event_lock);
+	listed = !list_empty(&event->link);
+	list_del_init(&event->link);
+	spin_unlock(&ssa_event_lock);
+	if (listed)
+		ssa_event_put(event);
+}
+
 /*
  * Wait for the answer to an event that was posted.  A signal ends the wait; the call may then be restarted, which makes
  * a new event.
@@ -360,6 +374,7 @@ int ssa_event_wait(struct ssa_event *event)
 	if (!wait_for_completion_interruptible(&event->done))
 		return event->result;
 	if (xa_erase(&ssa_waiting, event->number)) {
+		ssa_event_withdraw(event);
 		ssa_event_put(event);
 		return -ERESTARTSYS;
 	}

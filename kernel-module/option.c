@@ -142,9 +142,6 @@ static int ssa_set_tls(struct sock *sk, int level, int name, const u8 *value, si
 	error = ssa_event_post(event);
 	if (!error)
 		error = ssa_event_wait(event);
-	/* It may have been a private key. */
-	if (event->attributes)
-		memzero_explicit(event->attributes, event->size);
 	ssa_event_put(event);
 	return error;
 }
