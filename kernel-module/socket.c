@@ -468,7 +468,9 @@ static int ssa_connect_start(struct socket *sock, struct sockaddr *address, int 
 	if (named) {
 		const struct sockaddr_host *host = (const struct sockaddr_host *)address;
 
-		if (size < (int)sizeof(*host) && !memchr(host->sh_addr.name, 0, size - 4))
+		if (size < (int)sizeof(*host) &&
+		    (size <= (int)offsetof(struct sockaddr_host, sh_addr) ||
+		     !memchr(host->sh_addr.name, 0, size - offsetof(struct sockaddr_host, sh_addr))))
 			return -EINVAL;
 		s->cred = get_current_cred();
 	} else {
@@ -507,7 +509,7 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 		}
 		break;
 	case SSA_CONNECTING:
-		if (address->sa_family == AF_UNSPEC)
+		if (size >= (int)sizeof(address->sa_family) && address->sa_family == AF_UNSPEC)
 			error = -EOPNOTSUPP;
 		else if (flags & O_NONBLOCK)
 			error = -EALREADY;
