@@ -41,6 +41,8 @@ void ssa_kick(void)
 	if (!header) {
 		nlmsg_free(skb);
 		clear_bit(0, &ssa_kicked);
+		/* The daemon looks for what it may have lost. */
+		genl_set_err(&ssa_family, &init_net, 0, 0, -ENOBUFS);
 		return;
 	}
 	genlmsg_end(skb, header);
