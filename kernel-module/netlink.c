@@ -183,6 +183,8 @@ static int ssa_do_register(struct sk_buff *skb, struct genl_info *info)
 		clear_bit(0, &ssa_kicked);
 		WRITE_ONCE(ssa_current, ssa_sessions);
 		error = 0;
+	} else if (ssa_portid == info->snd_portid) {
+		error = 0;	/* its acknowledgement was lost */
 	}
 	spin_unlock(&ssa_daemon_lock);
 	if (error)
