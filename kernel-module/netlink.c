@@ -215,6 +215,10 @@ static int ssa_do_next(struct sk_buff *skb, struct genl_info *info)
 	header = reply ? genlmsg_put_reply(reply, info, &ssa_family, 0, event->command) : NULL;
 	if (!header) {
 		nlmsg_free(reply);
+		if (!event->wants_answer) {	/* the daemon has to hear of it, and asks again */
+			ssa_event_return(event);
+			return -ENOBUFS;
+		}
 		ssa_event_answer(event->number, event->id, 0, -ENOBUFS, NULL, 0);
 		ssa_event_put(event);
 		return -ENOBUFS;
