@@ -115,6 +115,11 @@ static int ssa_announce(struct sock *sk)
 	struct ssa_event *event;
 	int error;
 
+	/* First what says the end: the daemon must not hear of a socket that never ends. */
+	event = ssa_event_new(sk, SSA_C_CLOSE_NOTIFY, 0);
+	if (IS_ERR(event))
+		return PTR_ERR(event);
+	s->closing = event;
 	event = ssa_event_new(sk, SSA_C_SOCKET_NOTIFY, SSA_CALLER_SIZE + nla_total_size(sizeof(family)));
 	if (IS_ERR(event))
 		return PTR_ERR(event);
@@ -123,13 +128,6 @@ static int ssa_announce(struct sock *sk)
 	if (!error)
 		error = ssa_event_post(event);
 	ssa_event_put(event);
-	if (error)
-		return error;
-	s->closing = ssa_event_new(sk, SSA_C_CLOSE_NOTIFY, 0);
-	if (IS_ERR(s->closing)) {
-		error = PTR_ERR(s->closing);
-		s->closing = NULL;
-	}
 	return error;
 }
 
