@@ -136,6 +136,7 @@ struct ssa_event *ssa_event_new(const struct sock *sk, u8 command, size_t size)
 	event->wants_answer = command != SSA_C_CLOSE_NOTIFY && command != SSA_C_ACCEPT_NOTIFY;
 	event->number = atomic64_inc_return(&ssa_event_number);
 	event->id = ssa_sk(sk)->id;
+	event->session = ssa_sk(sk)->session;
 	size += 2 * nla_total_size(sizeof(u64));
 	event->attributes = kvmalloc(size, GFP_KERNEL_ACCOUNT);
 	if (!event->attributes) {
@@ -261,7 +262,7 @@ int ssa_event_post(struct ssa_event *event)
 	refcount_inc(&event->refs);
 	spin_lock(&ssa_event_lock);
 	/* Under the lock, so that a daemon that is gone finds it and fails it, or we see that there is none. */
-	if (ssa_session())
+	if (event->session && event->session == ssa_session())
 		list_add_tail(&event->link, &ssa_event_list);
 	else
 		error = -ENETDOWN;

@@ -51,7 +51,7 @@ void ssa_kick(void)
 
 static bool ssa_is_daemon(const struct genl_info *info)
 {
-	return info->snd_portid == READ_ONCE(ssa_portid);
+	return ssa_session() && info->snd_portid == READ_ONCE(ssa_portid);
 }
 
 /* The socket that a request names, held; or an error. */
@@ -183,7 +183,7 @@ static int ssa_do_register(struct sk_buff *skb, struct genl_info *info)
 		clear_bit(0, &ssa_kicked);
 		WRITE_ONCE(ssa_current, ssa_sessions);
 		error = 0;
-	} else if (ssa_portid == info->snd_portid) {
+	} else if (ssa_current && ssa_portid == info->snd_portid) {
 		error = 0;	/* its acknowledgement was lost */
 	}
 	spin_unlock(&ssa_daemon_lock);
@@ -584,15 +584,16 @@ static int ssa_netlink_event(struct notifier_block *block, unsigned long action,
 	if (action != NETLINK_URELEASE || notify->protocol != NETLINK_GENERIC || !net_eq(notify->net, &init_net))
 		return NOTIFY_DONE;
 	spin_lock(&ssa_daemon_lock);
-	if (notify->portid && notify->portid == ssa_portid) {
+	if (ssa_current && notify->portid && notify->portid == ssa_portid) {
 		WRITE_ONCE(ssa_current, 0);
-		WRITE_ONCE(ssa_portid, 0);
 		ours = true;
 	}
 	spin_unlock(&ssa_daemon_lock);
 	if (ours) {
 		ssa_events_fail(-ENETDOWN);
 		ssa_daemon_gone();
+		/* Not before: what ends here must not be the next one's. */
+		WRITE_ONCE(ssa_portid, 0);
 		/* One that stands by may take over. */
 		clear_bit(0, &ssa_kicked);
 		ssa_kick();

@@ -107,6 +107,7 @@ struct ssa_event {
 	refcount_t refs;
 	u64 number;
 	u64 id;
+	unsigned int session;	/* the daemon that it is for */
 	u8 command;
 	bool wants_answer;
 	bool answered;
