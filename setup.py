@@ -76,6 +76,7 @@ setup(
         "ssa.test",
         "ssa.test.conformance",
         "ssa.test.vm",
+        "ssa.test.vm.guest",
         "ssa.tls",
     ],
     package_data={"ssa": ["py.typed"]},
