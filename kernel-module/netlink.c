@@ -481,6 +481,7 @@ static int ssa_do_accepted(struct sk_buff *skb, struct genl_info *info)
 	inner = tcp ? sock_from_file(tcp) : NULL;
 	if (!inner || inner->sk->sk_protocol != IPPROTO_TCP || inner->sk->sk_type != SOCK_STREAM ||
 	    inner->sk->sk_family != sk->sk_family || !net_eq(sock_net(inner->sk), sock_net(sk)) ||
+	    inner->sk->sk_state == TCP_LISTEN || !inet_sk(inner->sk)->inet_dport ||
 	    (ktls && !ssa_has_ktls(inner->sk))) {
 		GENL_SET_ERR_MSG(info, "not a connection of this listener");
 		goto put;
