@@ -94,7 +94,9 @@ def _on(call: Callable[[socket.socket], object], family: int = socket.AF_INET) -
     return body
 
 
-def _connecting(call: Callable[[socket.socket, int], object], family: int = socket.AF_INET, block: bool = True) -> Callable[[], Body]:
+def _connecting(
+    call: Callable[[socket.socket, int], object], family: int = socket.AF_INET, block: bool = True
+) -> Callable[[], Body]:
     """A call with the port of a server."""
 
     def body() -> Body:
@@ -309,8 +311,8 @@ class Faults:
         """All rounds of a request of the daemon's: the program's call has to go on as if nothing had been."""
         for nth in range(1, MOST):
             faulthandler.dump_traceback_later(CALL_SECONDS, exit=True)
-            round = body()
-            function = next(round)
+            one = body()
+            function = next(one)
             started.tell("inject", int(command), nth)
             error = 0
             result: object = None
@@ -322,7 +324,7 @@ class Faults:
             if error and error not in PROPER:
                 self._complain(f"{command.name}, fault {nth}: the program gets {_name(error)}")
             with contextlib.suppress(StopIteration):
-                round.send(result)
+                one.send(result)
             if report == "no request":
                 self._complain(f"{command.name}: the daemon has not made it")
                 break
@@ -373,7 +375,8 @@ def requests() -> Sequence[tuple[Command, Callable[[], Body]]]:
 
             def accept() -> object:
                 with socket.create_connection(sock.getsockname(), 30):
-                    return sock.accept()[0].close()
+                    sock.accept()[0].close()
+                return None
 
             yield accept
 

@@ -39,6 +39,19 @@ def upgrade(sock: socket.socket, tcp: int, role: Role = Role.CLIENT) -> None:
     sock.setsockopt(IPPROTO_TLS, Option.TLS_UPGRADE, struct.pack(UPGRADE_FORMAT, tcp, role))
 
 
+def getOption(sock: socket.socket, name: Option, room: int) -> bytes:
+    """
+    getsockopt(2) of a TLS option; other threads go on meanwhile, which they do not in Python's own.
+
+    @raise OSError: it failed.
+    """
+    value, size = ctypes.create_string_buffer(room), ctypes.c_uint(room)
+    if _libc.getsockopt(sock.fileno(), IPPROTO_TLS, int(name), value, ctypes.byref(size)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return value.raw[: size.value]
+
+
 def server(family: int = socket.AF_INET) -> socket.socket:
     """A TCP listener on a loopback address, of which nobody has to accept what connects to it."""
     listener = socket.socket(family, socket.SOCK_STREAM)

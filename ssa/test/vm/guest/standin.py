@@ -20,7 +20,7 @@ from ssa.api import AF_HOSTNAME
 from ssa.netlink.codec import NLM_F_ACK
 from ssa.protocol.wire import Attribute, Command
 from ssa.test.vm.guest.injection import Injection
-from ssa.test.vm.guest.link import GENERIC, HEADER, Link, Reply, attribute, u8, u32, u64
+from ssa.test.vm.guest.link import HEADER, Link, Reply, attribute, u8, u32, u64
 
 TRANSIENT = frozenset((ENOMEM, ENOBUFS, ENFILE, EFAULT))
 """What a request may end with for lack of memory: it is made again."""
@@ -36,8 +36,8 @@ class StandIn:
     Answers events until it is told to end.
 
     Its control socket takes C{inject COMMAND NTH}: the next request of that command has its Nth fault; C{report}: whether that
-    was done; C{sockets}: how many sockets it knows; C{descriptors}: how many it has open; C{connects no}: it leaves attempts without an answer;
-    C{end}.  What it says to them it says when no event waits.
+    was done; C{sockets}: how many sockets it knows; C{descriptors}: how many it has open; C{connects no}: attempts get no
+    answer; C{end}.  What it says to them it says when no event waits.
 
     @ivar link: to the module.
     @ivar sockets: the TLS sockets that it knows.
@@ -50,7 +50,7 @@ class StandIn:
         self._selector = selectors.DefaultSelector()
         self._listeners: dict[int, socket.socket] = {}
         self._waiting: list[tuple[int, socket.socket]] = []
-        self._injection = Injection()
+        self._injection: Injection | None = None
         self._plan = (0, 0)
         self._report = "no request"
         self._answersConnect = True
@@ -85,6 +85,8 @@ class StandIn:
         if not nth or message[HEADER.size] != command:
             return self.link.sock.send(message)
         self._plan = (0, 0)
+        if self._injection is None:
+            self._injection = Injection()
         attempt = self._injection.call(nth, self.link.sock.send, message)
         self._report = "injected" if attempt.isInjected else "undisturbed"
         if attempt.error:
@@ -128,36 +130,36 @@ class StandIn:
             self._happened(event)
 
     def _happened(self, event: Reply) -> None:
-        id = event.number(Attribute.ID)
+        ident = event.number(Attribute.ID)
         command = event.command
         if command == Command.SOCKET_NOTIFY:
-            self.sockets.add(id)
+            self.sockets.add(ident)
             self._answer(event, 0)
         elif command == Command.GETSOCKOPT_NOTIFY:
             value = b"v" * event.number(Attribute.OPTNAME) + b"\0"
             number = event.number(Attribute.EVENT)
             self._ask(
-                Command.DATA_RETURN, u64(Attribute.EVENT, number), u64(Attribute.ID, id), attribute(Attribute.OPTVAL, value)
+                Command.DATA_RETURN, u64(Attribute.EVENT, number), u64(Attribute.ID, ident), attribute(Attribute.OPTVAL, value)
             )
         elif command in (Command.CONNECT_NOTIFY, Command.UPGRADE_NOTIFY):
             if self._answersConnect:
-                self._answer(event, self._connect(event, id), Command.HANDSHAKE_RETURN)
+                self._answer(event, self._connect(event, ident), Command.HANDSHAKE_RETURN)
         elif command == Command.LISTEN_NOTIFY:
-            self._answer(event, self._listen(id))
+            self._answer(event, self._listen(ident))
         elif command == Command.CLOSE_NOTIFY:
-            self.sockets.discard(id)
-            self._forgetListener(id)
+            self.sockets.discard(ident)
+            self._forgetListener(ident)
         elif command != Command.ACCEPT_NOTIFY:
             self._answer(event, 0)
 
-    def _connect(self, event: Reply, id: int) -> int:
+    def _connect(self, event: Reply, ident: int) -> int:
         remote = event.attributes[Attribute.SOCKADDR_REMOTE]
         names: tuple[bytes, ...] = ()
         isNamed = struct.unpack_from("=H", remote)[0] == AF_HOSTNAME
         if isNamed:
             there = struct.pack("=H", socket.AF_INET) + remote[2:4] + socket.inet_aton("127.0.0.1") + bytes(8)
             names = (attribute(Attribute.SOCKADDR_REMOTE, there),)
-        fetched = self._ask(Command.FETCH, u64(Attribute.ID, id), *names)
+        fetched = self._ask(Command.FETCH, u64(Attribute.ID, ident), *names)
         if fetched.error:
             return fetched.error
         tcp = socket.socket(fileno=fetched.number(Attribute.FD))
@@ -170,10 +172,10 @@ class StandIn:
                 (Attribute.SOCKADDR_REMOTE, tcp.getpeername()),
             )
             addresses = [attribute(number, _inet(end)) for number, end in ends] if isNamed else []
-            reply = self._ask(Command.ESTABLISHED, u64(Attribute.ID, id), *addresses)
+            reply = self._ask(Command.ESTABLISHED, u64(Attribute.ID, ident), *addresses)
             if reply.error:
                 return reply.error
-            self._relay(id, socket.socket(fileno=reply.number(Attribute.FD)), tcp.dup())
+            self._relay(ident, socket.socket(fileno=reply.number(Attribute.FD)), tcp.dup())
             return 0
         finally:
             tcp.close()
@@ -188,35 +190,35 @@ class StandIn:
 
     # Listeners
 
-    def _listen(self, id: int) -> int:
-        if id in self._listeners:
+    def _listen(self, ident: int) -> int:
+        if ident in self._listeners:
             return 0
-        fetched = self._ask(Command.FETCH, u64(Attribute.ID, id))
+        fetched = self._ask(Command.FETCH, u64(Attribute.ID, ident))
         if fetched.error:
             return fetched.error
         listener = socket.socket(fileno=fetched.number(Attribute.FD))
         listener.setblocking(False)
-        self._listeners[id] = listener
-        self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(id, listener))
+        self._listeners[ident] = listener
+        self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(ident, listener))
         return 0
 
-    def _accept(self, id: int, listener: socket.socket) -> None:
+    def _accept(self, ident: int, listener: socket.socket) -> None:
         try:
             connection, _ = listener.accept()
         except BlockingIOError:
             return
         except OSError:
-            self._forgetListener(id)  # it was shut down
+            self._forgetListener(ident)  # it was shut down
             return
-        self._waiting.append((id, connection))
+        self._waiting.append((ident, connection))
 
     def _offerAgain(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for id, connection in waiting:
-            reply = self._ask(Command.ACCEPTED, u64(Attribute.ID, id), u32(Attribute.FD, connection.fileno()),
+        for ident, connection in waiting:
+            reply = self._ask(Command.ACCEPTED, u64(Attribute.ID, ident), u32(Attribute.FD, connection.fileno()),
                               u8(Attribute.DATA_PATH, 0))
             if reply.error == EAGAIN:
-                self._waiting.append((id, connection))
+                self._waiting.append((ident, connection))
                 continue
             if reply.error:
                 connection.close()
@@ -227,18 +229,18 @@ class StandIn:
             self.sockets.add(new)
             self._relay(new, socket.socket(fileno=reply.number(Attribute.FD)), connection)
 
-    def _forgetListener(self, id: int) -> None:
-        listener = self._listeners.pop(id, None)
+    def _forgetListener(self, ident: int) -> None:
+        listener = self._listeners.pop(ident, None)
         if listener is not None:
             self._selector.unregister(listener)
             listener.close()
 
     # Connections
 
-    def _relay(self, id: int, plain: socket.socket, tcp: socket.socket) -> None:
+    def _relay(self, ident: int, plain: socket.socket, tcp: socket.socket) -> None:
         for end in (plain, tcp):
             end.settimeout(10)
-        open = {plain, tcp}
+        lasting = {plain, tcp}
 
         def pump(source: socket.socket, sink: socket.socket) -> None:
             try:
@@ -247,7 +249,7 @@ class StandIn:
                     sink.sendall(data)
                     return
             except OSError:
-                open.clear()
+                lasting.clear()
             if not dataEnded(source, sink):
                 return
             for end in (plain, tcp):
@@ -257,14 +259,14 @@ class StandIn:
 
         def dataEnded(source: socket.socket, sink: socket.socket) -> bool:
             """@return: whether both directions have ended."""
-            open.discard(source)
-            if open:
+            lasting.discard(source)
+            if lasting:
                 self._selector.unregister(source)
                 if source is tcp:
-                    self._ask(Command.EOF, u64(Attribute.ID, id))
+                    self._ask(Command.EOF, u64(Attribute.ID, ident))
                 with contextlib.suppress(OSError):
                     sink.shutdown(socket.SHUT_WR)
-            return not open
+            return not lasting
 
         def watch(source: socket.socket, sink: socket.socket) -> None:
             self._selector.register(source, selectors.EVENT_READ, lambda: pump(source, sink) if source.fileno() >= 0 else None)
