@@ -21,9 +21,7 @@ void ssa_event_put(struct ssa_event *event)
 	if (!event || !refcount_dec_and_test(&event->refs))
 		return;
 	ssa_user_uncharge(event);
-	if (event->command == SSA_C_SETSOCKOPT_NOTIFY)
-		memzero_explicit(event->attributes, event->size);	/* it may be a private key */
-	kvfree(event->attributes);
+	kvfree_sensitive(event->attributes, event->size);	/* it may be a private key */
 	kvfree(event->value);
 	kfree(event);
 }

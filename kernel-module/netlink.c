@@ -179,7 +179,7 @@ static int ssa_do_register(struct sk_buff *skb, struct genl_info *info)
 	}
 	error = ssa_worker_add(info->snd_portid, daemon);
 	if (error)
-		GENL_SET_ERR_MSG(info, "another daemon is registered, or this worker is, or too many are");
+		GENL_SET_ERR_MSG(info, "another daemon is registered, or too many workers are");
 	return error;
 }
 
@@ -500,6 +500,7 @@ static int ssa_do_accepted(struct sk_buff *skb, struct genl_info *info)
 	inner = tcp ? sock_from_file(tcp) : NULL;
 	if (!inner || inner->sk->sk_protocol != IPPROTO_TCP || inner->sk->sk_type != SOCK_STREAM ||
 	    inner->sk->sk_family != sk->sk_family || !net_eq(sock_net(inner->sk), sock_net(sk)) ||
+	    inner->sk->sk_state == TCP_LISTEN || !inet_sk(inner->sk)->inet_dport ||
 	    (ktls && !ssa_has_ktls(inner->sk))) {
 		GENL_SET_ERR_MSG(info, "not a connection of this listener");
 		goto put;

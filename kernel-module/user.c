@@ -40,11 +40,15 @@ static void ssa_user_unref(struct ssa_user *user)
 /* A socket is gone. */
 void ssa_user_put(struct ssa_sock *s)
 {
-	struct ssa_user *user = s->user;
+	struct ssa_user *user;
 
+	/* Under the lock: a connection may be counted for the user of its listener at this moment. */
+	spin_lock(&ssa_user_lock);
+	user = s->user;
+	s->user = NULL;
+	spin_unlock(&ssa_user_lock);
 	if (!user)
 		return;
-	s->user = NULL;
 	atomic_dec(&user->sockets);
 	ssa_user_unref(user);
 }
@@ -79,11 +83,16 @@ found:
 	return 0;
 }
 
-/* Count an accepted socket for the user of its listener. */
+/* Count an accepted socket for the user of its listener, which the program may have closed. */
 int ssa_user_share(struct ssa_sock *s, const struct ssa_sock *parent)
 {
-	ssa_user_ref(parent->user);
+	spin_lock(&ssa_user_lock);
 	s->user = parent->user;
+	if (s->user)
+		s->user->refs++;
+	spin_unlock(&ssa_user_lock);
+	if (!s->user)
+		return -ECONNABORTED;
 	if (atomic_inc_return(&s->user->sockets) > READ_ONCE(max_sockets)) {
 		ssa_user_put(s);
 		return -EMFILE;
@@ -91,16 +100,14 @@ int ssa_user_share(struct ssa_sock *s, const struct ssa_sock *parent)
 	return 0;
 }
 
-/* Count an event of a socket.  The last ones of a socket are exempt from the bound: they free what the others hold. */
+/* Count an event of a socket.  Those without an answer do not count: each socket holds its last one from its beginning. */
 int ssa_user_charge(struct ssa_event *event, const struct ssa_sock *s)
 {
-	if (!s->user)
+	if (!s->user || !event->wants_answer)
 		return 0;
 	ssa_user_ref(s->user);
 	event->user = s->user;
-	if (atomic_inc_return(&event->user->events) > READ_ONCE(max_events) && event->wants_answer)
-		return -ENOBUFS;
-	return 0;
+	return atomic_inc_return(&event->user->events) > READ_ONCE(max_events) ? -ENOBUFS : 0;
 }
 
 /* An event is gone. */
@@ -110,5 +117,4 @@ void ssa_user_uncharge(struct ssa_event *event)
 		return;
 	atomic_dec(&event->user->events);
 	ssa_user_unref(event->user);
-	event->user = NULL;
 }

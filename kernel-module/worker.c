@@ -41,22 +41,22 @@ static struct ssa_worker *ssa_worker_find(unsigned int session)
 	return NULL;
 }
 
-/* A worker registers; 0, or -EBUSY: another daemon has, or there are too many workers, or this one is registered. */
+/* A worker registers, perhaps again; 0, or -EBUSY: another daemon has, or there are too many workers. */
 int ssa_worker_add(u32 portid, u64 daemon)
 {
 	struct ssa_worker *worker, *free = NULL;
 	int error = -EBUSY;
 
 	spin_lock(&ssa_worker_lock);
-	if (ssa_worker_count && (!daemon || daemon != ssa_daemon))
-		goto unlock;
 	for (worker = ssa_workers; worker < ssa_workers + SSA_WORKERS; worker++) {
-		if (!worker->session)
+		if (!worker->session) {
 			free = free ?: worker;
-		else if (worker->portid == portid)
+		} else if (worker->portid == portid) {
+			error = 0;	/* the acknowledgement was lost */
 			goto unlock;
+		}
 	}
-	if (!free)
+	if (!free || (ssa_worker_count && (!daemon || daemon != ssa_daemon)))
 		goto unlock;
 	if (!++ssa_sessions)
 		ssa_sessions = 1;
