@@ -150,8 +150,8 @@ class KernelPort:
         @param receiver: gets the events.
         @param limits: the bounds of a registration.
         @param system: the operating system, by default the one that runs.
-        @param daemon: a secret number from 1 to 2**64 - 1: others that register with the same one are workers of the same daemon,
-            and each gets the sockets that the module has chosen for it.  L{None}: there is one worker.
+        @param daemon: a secret number from 1 to 2**64 - 1: others that register with the same one are workers of the same
+            daemon, and each gets the sockets that the module has chosen for it.  L{None}: there is one worker.
         """
         self.end: KernelEnd | None = None
         self.protocol: ModuleProtocol | None = None

@@ -14,6 +14,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ class Worker:
         self.name = str(id(self)).encode()
         self.port = KernelPort(reactor, self, daemon=daemon)
 
+    def isIn(self, state: State) -> bool:
+        """Whether its registration stands there."""
+        return self.port.state is state
+
     def eventReceived(self, interceptor: IInterceptor, event: Event) -> Deferred[Answer] | None:
         """Keep count, and say yes."""
         if isinstance(event, SocketNotify):
@@ -96,8 +101,8 @@ def tls(family: int = socket.AF_INET) -> socket.socket:
 
 class Program:
     """
-    A process with TLS sockets, which does what it is told: Python's getsockopt keeps the interpreter to itself, so that a worker
-    in the same process could not answer it.
+    A process with TLS sockets, which does what it is told: Python's getsockopt keeps the interpreter to itself, so that a
+    worker in the same process could not answer it.
     """
 
     def __init__(self) -> None:
@@ -116,17 +121,18 @@ class Program:
                 name, number, value = far.recv()
             except EOFError:
                 return
+            result: object = None
             try:
                 if name == "make":
                     sock = tls()
                     socks[sock.fileno()] = sock
-                    result: object = sock.fileno()
+                    result = sock.fileno()
                 elif name == "ask":
                     result = socks[number].getsockopt(IPPROTO_TLS, Option.TLS_ID, 64)
                 elif name == "connect":
-                    result = socks[number].connect(value)
+                    socks[number].connect(value)
                 else:
-                    result = socks.pop(number).close()
+                    socks.pop(number).close()
             except OSError as error:
                 result = errno.errorcode[error.errno or 0]
             far.send(result)
@@ -181,7 +187,7 @@ async def testSpread() -> None:
     other, alone = Worker(number ^ 2), Worker(None)
     for worker in (other, alone):
         worker.port.startListening()
-        await until(lambda worker=worker: worker.port.state is State.STANDBY, "it stands by")
+        await until(partial(worker.isIn, State.STANDBY), "it stands by")
     await workers[1].port.stopListening()
     await deferLater(reactor, 0.5)
     assert other.port.state is State.STANDBY and alone.port.state is State.STANDBY
@@ -222,7 +228,7 @@ async def testProc() -> None:
 def _run(failures: list[BaseException]) -> Any:
     for test in (testSpread, testProc):
         try:
-            yield Deferred.fromCoroutine(test())  # type: ignore[arg-type]
+            yield Deferred.fromCoroutine(test())
             print(test.__name__, "ok", flush=True)
         except BaseException as failure:
             failures.append(failure)
