@@ -379,9 +379,11 @@ class FakeModule(LoopbackInterceptor):
     def _do_REGISTER(self, request: Register) -> None:
         if request.version != PROTOCOL_VERSION:
             raise NetlinkError(EPROTONOSUPPORT, "another version of the protocol")
+        assert self.system.caller is not None
+        if self.daemonPort == self.system.caller.portID:
+            return
         if self.daemonPort:
             raise NetlinkError(EBUSY, "another daemon is registered")
-        assert self.system.caller is not None
         self.daemonPort = self.system.caller.portID
         self.registrations += 1
         self._isKicked = False

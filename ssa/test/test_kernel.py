@@ -38,7 +38,7 @@ from ssa.protocol import messages
 from ssa.protocol.answering import LinkLimits
 from ssa.protocol.kernel import LAST_PAUSE, NO_PLAINTEXT, RETRIES, WINDOW, KernelEnd
 from ssa.protocol.kernelport import RETRY_PAUSE, STANDBY_PAUSE, KernelPort, State
-from ssa.protocol.messages import Answer, Attribute, Event, HandshakeReturn, Message, Return
+from ssa.protocol.messages import PROTOCOL_VERSION, Answer, Attribute, Event, HandshakeReturn, Message, Register, Return
 from ssa.test import test_supervised
 from ssa.test.fakemodule import FakeModule, ModuleProgram
 from ssa.test.test_supervised import PumpedReactor, Receiver, openDescriptors, socketNotify
@@ -764,6 +764,18 @@ class RegistrationTests(KernelCase):
             self.port, self.receiver = other, receiver
             self.newSocket()
         self.module.shutDown()
+
+    def test_worker(self) -> None:
+        """A worker registers with the number of its daemon; without one there is no attribute."""
+        self.module.load()
+        for number in (None, 2**64 - 1):
+            port = KernelPort(self.reactor, Receiver(), self.limits, self.module.system, number)
+            port.startListening()
+            self.reactor.settle()
+            self.assertEqual(State.REGISTERED, port.state)
+            self.assertEqual(Register(PROTOCOL_VERSION, number), self.module.requests[-1])
+            port.stopListening()
+            self.reactor.settle()
 
     def test_anotherDaemonAndNoModule(self) -> None:
         """The module is removed while the daemon stands by."""

@@ -19,9 +19,10 @@ from functools import partial
 from ssa.api import IPPROTO_TLS, Option
 from ssa.test.conformance.case import LIBC, Thread, TLSCase, epolled
 from ssa.test.conformance.peers import NAME, Server, clientContext, echo, serverContext
+from ssa.test.conformance.runner import PATIENCE
 from ssa.test.pki import otherCA, testCA
 
-DELAY = 0.3
+DELAY = 0.3 * min(PATIENCE, 4)
 """Seconds that a slow server waits before it answers the handshake."""
 
 

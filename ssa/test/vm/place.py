@@ -29,6 +29,7 @@ PACKAGES: Mapping[str, str] = {
     "pahole": "dwarves",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
+    "sparse": "sparse",
     "tar": "tar",
     "xz": "xz-utils",
     "zstd": "zstd",

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import compileall
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ssa.test.vm import module
+from ssa.test.vm import module, style
 from ssa.test.vm.command import Command, hidden
 from ssa.test.vm.kernels import DEBUG, SERIES, Kernel
 from ssa.test.vm.machine import Machine, Outcome
-from ssa.test.vm.place import VMError
+from ssa.test.vm.place import ROOT, VMError
 
 #: The number of the ordinary user in the guest.
 USER = 1000
@@ -94,8 +97,17 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("one daemon serves all network namespaces", _guest("namespaces"), module=True, leaks=True),
     Scenario("the daemon dies, stops and comes back", _guest("restarts"), module=True, leaks=True, timeout=600.0),
     Scenario("a daemon that does nothing keeps nobody waiting", _guest("asleep"), module=True, leaks=True),
+    Scenario("connections leave nothing", _guest("soak", os.environ.get("SSA_VM_CONNECTIONS", "10000")), module=True,
+             timeout=3600.0, parameters=["slab_nomerge"], kernels=SERIES),
     Scenario("unloaded when nothing needs it, and loaded again", _guest("unload"), module=True, leaks=True),
 )
+
+
+#: What is looked at without a boot: gives lines about what is wrong, and why it could not be looked at.
+_CHECKS: Mapping[str, Callable[[Kernel], tuple[list[str], str]]] = {
+    "the module is built without a warning, also of sparse": lambda kernel: (style.remarks(kernel), ""),
+    "the module is in the kernel's style": lambda kernel: style.checkpatch(),
+}
 
 
 def runAll(kernel: Kernel, wanted: Sequence[str] = (), tell: Callable[[str], None] = print) -> tuple[int, int, int]:
@@ -105,22 +117,32 @@ def runAll(kernel: Kernel, wanted: Sequence[str] = (), tell: Callable[[str], Non
     @param kernel: to boot
     @param wanted: parts of names; empty for all
     @param tell: gets a line for each, and the console of those that failed
-    @return: how many succeeded, failed, and were skipped since there is no module
+    @return: how many succeeded, failed, and were skipped since there is no module or no tool
     """
-    succeeded = failed = skipped = 0
+    # The guest does not write what it compiles, and would do it again for each program.
+    compileall.compile_dir(ROOT / "ssa", quiet=2, workers=0)
+    total = Counter[str]()
+
+    def judge(name: str, result: str, why: str = "") -> None:
+        total[result] += 1
+        tell(f"{kernel.name}: {name} ... {result}{why and ', '}{why}")
+
+    for name, check in _CHECKS.items():
+        if module.exists() and (not wanted or any(part in name for part in wanted)):
+            problems, skip = check(kernel)
+            for line in problems:
+                tell(line)
+            judge(name, "FAILED" if problems else "skipped" if skip else "ok", skip)
     for scenario in SCENARIOS:
         if kernel.name not in scenario.kernels or (wanted and not any(part in scenario.name for part in wanted)):
             continue
-        label = f"{kernel.name}: {scenario.name}"
         if scenario.module and not module.exists():
-            tell(f"{label} ... skipped, there is no module")
-            skipped += 1
+            judge(scenario.name, "skipped", "there is no module")
             continue
         outcome = scenario.run(kernel)
         if scenario.passed(outcome):
-            tell(f"{label} ... ok, {outcome.seconds:.1f} s")
-            succeeded += 1
+            judge(scenario.name, "ok", f"{outcome.seconds:.1f} s")
         else:
-            tell(f"{outcome.console.rstrip()}\n{label} ... FAILED, {outcome.problem or f'status {outcome.status}'}")
-            failed += 1
-    return succeeded, failed, skipped
+            tell(outcome.console.rstrip())
+            judge(scenario.name, "FAILED", outcome.problem or f"status {outcome.status}")
+    return total["ok"], total["FAILED"], total["skipped"]
