@@ -222,6 +222,7 @@ class FakeModule(LoopbackInterceptor):
     @ivar kernel: the kernel in memory.
     @ivar daemonPort: C{nl_pid} of the registered daemon, 0: none.
     @ivar registrations: how many daemons have registered.
+    @ivar registered: the last of them.
     @ivar requests: what the registered daemon has asked for, except for events.
     @ivar nexts: how often it has asked for an event.
     @ivar acceptsAtOnce: whether programs accept what is there.
@@ -238,6 +239,7 @@ class FakeModule(LoopbackInterceptor):
         self.establishedError = 0
         self.daemonPort = 0
         self.registrations = 0
+        self.registered: Register | None = None
         self.requests: list[Message] = []
         self.nexts = 0
         self.acceptsAtOnce = True
@@ -386,6 +388,7 @@ class FakeModule(LoopbackInterceptor):
             raise NetlinkError(EBUSY, "another daemon is registered")
         self.daemonPort = self.system.caller.portID
         self.registrations += 1
+        self.registered = request
         self._isKicked = False
         whenRegistered, self._whenRegistered = self._whenRegistered, []
         for one in whenRegistered:

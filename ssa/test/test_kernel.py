@@ -773,7 +773,7 @@ class RegistrationTests(KernelCase):
             port.startListening()
             self.reactor.settle()
             self.assertEqual(State.REGISTERED, port.state)
-            self.assertEqual(Register(PROTOCOL_VERSION, number), self.module.requests[-1])
+            self.assertEqual(Register(PROTOCOL_VERSION, number), self.module.registered)
             port.stopListening()
             self.reactor.settle()
 
