@@ -219,6 +219,17 @@ static int ssa_get_tls(struct sock *sk, int level, int name, char __user *value,
 	return error;
 }
 
+static int ssa_get_inner(struct ssa_sock *s, int level, int name, char __user *value, int __user *size)
+{
+	struct file *file = ssa_hold_inner(s);
+	struct socket *inner = sock_from_file(file);
+	int error;
+
+	error = READ_ONCE(inner->ops)->getsockopt(inner, level, name, value, size);
+	fput(file);
+	return error;
+}
+
 int ssa_getsockopt(struct socket *sock, int level, int name, char __user *value, int __user *size)
 {
 	struct sock *sk = sock->sk;
@@ -234,7 +245,7 @@ int ssa_getsockopt(struct socket *sock, int level, int name, char __user *value,
 			return ssa_give_integer(value, size, s->nodelay);
 		if (level == SOL_TCP && name == TCP_CORK)
 			return ssa_give_integer(value, size, s->cork);
-		return READ_ONCE(s->inner->ops)->getsockopt(s->inner, level, name, value, size);
+		return ssa_get_inner(s, level, name, value, size);
 	}
 	if (get_user(room, size))
 		return -EFAULT;

@@ -640,13 +640,32 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 	return error;
 }
 
+/* The inner socket, held: without the lock of the TLS socket another one may take its place at any time. */
+struct file *ssa_hold_inner(struct ssa_sock *s)
+{
+	struct sock *sk = (struct sock *)s;
+	struct file *file;
+
+	lock_sock(sk);
+	file = get_file(s->inner_file);
+	release_sock(sk);
+	return file;
+}
+
 static int ssa_getname(struct socket *sock, struct sockaddr *address, int peer)
 {
-	struct socket *inner = ssa_sk(sock->sk)->inner;
+	struct ssa_sock *s = ssa_sk(sock->sk);
+	struct socket *inner;
+	struct file *file;
+	int size;
 
-	if (peer == 1 && ssa_state(ssa_sk(sock->sk)) != SSA_ESTABLISHED)
+	if (peer == 1 && ssa_state(s) != SSA_ESTABLISHED)
 		return -ENOTCONN;
-	return READ_ONCE(inner->ops)->getname(inner, address, peer ? 2 : 0);
+	file = ssa_hold_inner(s);
+	inner = sock_from_file(file);
+	size = READ_ONCE(inner->ops)->getname(inner, address, peer ? 2 : 0);
+	fput(file);
+	return size;
 }
 
 #define SSA_OPS(name, ops_family)			\

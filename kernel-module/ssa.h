@@ -92,7 +92,7 @@ struct ssa_sock {
 	struct file *inner_file;	/* keeps inner alive */
 	struct file *spare_file;	/* the inner socket while an upgraded one is in its place */
 	struct file *data_file;		/* keeps data alive */
-	struct socket *inner;		/* the real TCP socket */
+	struct socket *inner;		/* the real TCP socket; replaced under lock_sock(), until it is established */
 	struct socket *data;		/* where plaintext goes: inner (kTLS), or our end of a pair */
 	struct file *candidates[SSA_CANDIDATES];
 	unsigned int candidate_count;
@@ -203,6 +203,7 @@ void ssa_daemon_gone(unsigned int session);
 int ssa_prepare_close(struct ssa_sock *s);
 void ssa_carry_to(struct sock *sk, struct sock *inner);
 int ssa_await(struct socket *sock, bool nonblock);
+struct file *ssa_hold_inner(struct ssa_sock *s);
 int ssa_address(struct socket *sock, bool peer, struct sockaddr_storage *address);
 
 /* listen.c */
