@@ -538,6 +538,15 @@ static bool ssa_is_host(const struct sockaddr_host *host, int size)
 	return room > 0 && host->sh_addr.name[0] && memchr(host->sh_addr.name, 0, room);
 }
 
+/* Tell why TCP cannot connect.  Of the address only what the program has given is its own: the rest is the kernel's stack. */
+static void ssa_complain_of_connect(struct ssa_sock *s, const struct sockaddr *address, int size, int error)
+{
+	struct sockaddr_storage whole = {};
+
+	memcpy(&whole, address, min_t(size_t, size, sizeof(whole)));
+	ssa_complain(s, "TCP cannot connect to %pISpc: %pe", &whole, ERR_PTR(error));
+}
+
 static int ssa_connect_start(struct socket *sock, struct sockaddr *address, int size, int flags)
 {
 	bool nonblock = flags & O_NONBLOCK;
@@ -571,7 +580,7 @@ static int ssa_connect_start(struct socket *sock, struct sockaddr *address, int 
 		ssa_carry_to(sk, s->inner->sk);
 		error = READ_ONCE(s->inner->ops)->connect(s->inner, address, size, flags | O_NONBLOCK);
 		if (error && error != -EINPROGRESS) {
-			ssa_complain(s, "TCP cannot connect to %pISpc: %pe", address, ERR_PTR(error));
+			ssa_complain_of_connect(s, address, size, error);
 			return error;
 		}
 	}
