@@ -244,7 +244,7 @@ char *ssa_complaint(struct ssa_sock *s);
 int ssa_upgrade(struct socket *sock, const u8 *value, size_t size);
 
 /* keep.c */
-int ssa_keep(struct ssa_sock *s, int level, int name, sockptr_t value, unsigned int size);
+int ssa_keep(struct ssa_sock *s, int level, int name, const void *value, unsigned int size);
 int ssa_apply_kept(struct ssa_sock *s, struct socket *inner);
 void ssa_keep_none(struct ssa_sock *s);
 
