@@ -340,24 +340,30 @@ void ssa_finish(struct sock *sk, int error)
 	sk_wake_async(sk, SOCK_WAKE_IO, POLL_OUT);
 }
 
+/* Of a worker, the first socket with a number of at least that, held. */
+static struct sock *ssa_find_of(unsigned int session, unsigned long *id)
+{
+	struct sock *sk;
+
+	xa_lock(&ssa_sockets);
+	sk = xa_find(&ssa_sockets, id, ULONG_MAX, XA_PRESENT);
+	while (sk && ssa_sk(sk)->session != session)
+		sk = xa_find_after(&ssa_sockets, id, ULONG_MAX, XA_PRESENT);
+	if (sk)
+		sock_hold(sk);
+	xa_unlock(&ssa_sockets);
+	return sk;
+}
+
 /* A worker is gone: attempts and listeners end.  Connections over kTLS go on; those of the relay end by themselves. */
 void ssa_daemon_gone(unsigned int session)
 {
 	unsigned long id = 0;
 	struct sock *sk;
 
-	for (;; id++) {
-		xa_lock(&ssa_sockets);
-		sk = xa_find(&ssa_sockets, &id, ULONG_MAX, XA_PRESENT);
-		if (sk)
-			sock_hold(sk);
-		xa_unlock(&ssa_sockets);
-		if (!sk)
-			return;
+	for (sk = ssa_find_of(session, &id); sk; id++, sk = ssa_find_of(session, &id)) {
 		lock_sock(sk);
-		if (ssa_sk(sk)->session != session) {
-			;
-		} else if (ssa_sk(sk)->state == SSA_CONNECTING) {
+		if (ssa_sk(sk)->state == SSA_CONNECTING) {
 			ssa_finish(sk, ENETDOWN);
 		} else if (ssa_sk(sk)->state == SSA_LISTEN) {
 			ssa_set_state(ssa_sk(sk), SSA_DEAD);
