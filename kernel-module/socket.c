@@ -409,11 +409,17 @@ static bool ssa_is_sent(struct ssa_sock *s)
 /* SO_LINGER: wait until the daemon has sent what the program has written, and the peer's TCP has it, but not for longer. */
 static void ssa_linger(struct ssa_sock *s, struct sock *sk)
 {
+	long left = sk->sk_lingertime, part;
+
 	if (!sock_flag(sk, SOCK_LINGER) || !sk->sk_lingertime || (current->flags & PF_EXITING))
 		return;
 	READ_ONCE(s->data->ops)->shutdown(s->data, SHUT_WR);
-	wait_event_interruptible_timeout(*sk_sleep(s->inner->sk), ssa_is_sent(s) || !ssa_worker_alive(s->session),
-					 sk->sk_lingertime);
+	/* The end of the worker wakes nobody here. */
+	for (; left > 0 && !ssa_is_sent(s) && ssa_worker_alive(s->session); left -= HZ) {
+		part = min_t(long, left, HZ);
+		if (wait_event_interruptible_timeout(*sk_sleep(s->inner->sk), ssa_is_sent(s), part) < 0)
+			return;
+	}
 }
 
 static int ssa_release(struct socket *sock)
