@@ -155,7 +155,7 @@ int ssa_event_add_value(struct ssa_event *event, const void *data, size_t size);
 int ssa_event_add_caller(struct ssa_event *event);
 int ssa_event_post(struct ssa_event *event);
 int ssa_event_wait(struct ssa_event *event);
-void ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const void *value, size_t size);
+int ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const void *value, size_t size);
 void ssa_events_fail(unsigned int session, struct list_head *unfetched, int error);
 
 /* user.c */
