@@ -94,7 +94,9 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("one daemon serves all network namespaces", _guest("namespaces"), module=True, leaks=True),
     Scenario("the daemon dies, stops and comes back", _guest("restarts"), module=True, leaks=True, timeout=600.0),
     Scenario("a daemon that does nothing keeps nobody waiting", _guest("asleep"), module=True, leaks=True),
-    Scenario("faults in every call and every request", _guest("faults"), kernels=(DEBUG,), module=True, leaks=True, timeout=1800.0),
+    Scenario("faults in every call and every request", _guest("faults"), kernels=(DEBUG,), module=True, leaks=True,
+             timeout=1800.0),
+    Scenario("malformed netlink, from the daemon and from strangers", _guest("fuzz"), module=True, leaks=True, timeout=1800.0),
     Scenario("unloaded when nothing needs it, and loaded again", _guest("unload"), module=True, leaks=True),
 )
 

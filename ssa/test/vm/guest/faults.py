@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """
-Injected faults: C{python -m ssa.test.vm.guest.faults [--optional] [NAME...]}, as root on the debug kernel, the module loaded and
-no daemon.  Other kernels inject none, and it fails there; with C{--optional} it makes each call once, undisturbed.
+Injected faults: C{python -m ssa.test.vm.guest.faults [--optional] [NAME...]}, as root on the debug kernel, the module loaded
+and no daemon.  Other kernels inject none, and it fails there; with C{--optional} it makes each call once, undisturbed.
 
 Every call of a program, and every request of the daemon, is made again and again: the first thing in it that can fail fails
 (an allocation, a copy from or to the program), then the second, and so on until the call goes undisturbed.  Each time it has to
