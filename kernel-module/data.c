@@ -315,11 +315,17 @@ int ssa_shutdown(struct socket *sock, int how)
 int ssa_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 {
 	struct ssa_sock *s = ssa_sk(sock->sk);
-	struct socket *to = s->inner;
+	struct socket *inner;
+	struct file *file;
+	int result;
 
 	if (ssa_state(s) == SSA_ESTABLISHED && s->ktls && cmd == SIOCINQ)
 		return put_user(ssa_ktls_available(s), (int __user *)arg);
 	if (ssa_state(s) == SSA_ESTABLISHED && (cmd == SIOCINQ || cmd == SIOCOUTQ))
-		to = s->data;
-	return READ_ONCE(to->ops)->ioctl(to, cmd, arg);
+		return READ_ONCE(s->data->ops)->ioctl(s->data, cmd, arg);
+	file = ssa_hold_inner(s);
+	inner = sock_from_file(file);
+	result = READ_ONCE(inner->ops)->ioctl(inner, cmd, arg);
+	fput(file);
+	return result;
 }

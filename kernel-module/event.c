@@ -210,13 +210,16 @@ static void ssa_event_complete(struct ssa_event *event, int result, const void *
 	ssa_event_put(event);
 }
 
-/* A worker's answer; one to an event that does not wait, or that is not its own, is ignored. */
-void ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const void *value, size_t size)
+/* A worker's answer; one to an event that does not wait is ignored, one to another worker's is refused. */
+int ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const void *value, size_t size)
 {
 	struct ssa_event *event;
+	int error = 0;
 
 	xa_lock(&ssa_waiting);
 	event = xa_load(&ssa_waiting, number);
+	if (event && event->session != session)
+		error = -EPERM;
 	if (event && event->id == id && event->session == session)
 		__xa_erase(&ssa_waiting, number);
 	else
@@ -224,6 +227,7 @@ void ssa_event_answer(unsigned int session, u64 number, u64 id, int result, cons
 	xa_unlock(&ssa_waiting);
 	if (event)
 		ssa_event_complete(event, result, value, size);
+	return error;
 }
 
 /*

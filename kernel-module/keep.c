@@ -22,7 +22,7 @@ struct ssa_kept {
 };
 
 /* Remember an option, instead of an older value.  Under lock_sock. */
-int ssa_keep(struct ssa_sock *s, int level, int name, sockptr_t value, unsigned int size)
+int ssa_keep(struct ssa_sock *s, int level, int name, const void *value, unsigned int size)
 {
 	struct ssa_kept *kept, *old;
 
@@ -34,10 +34,7 @@ int ssa_keep(struct ssa_sock *s, int level, int name, sockptr_t value, unsigned 
 	kept->level = level;
 	kept->name = name;
 	kept->size = size;
-	if (copy_from_sockptr(kept->value, value, size)) {
-		kfree(kept);
-		return -EFAULT;
-	}
+	memcpy(kept->value, value, size);
 	list_for_each_entry(old, &s->kept, link) {
 		if (old->level == level && old->name == name) {
 			list_replace(&old->link, &kept->link);

@@ -76,23 +76,34 @@ static int ssa_set_delay(struct sock *sk, int name, sockptr_t value, unsigned in
 	return 0;
 }
 
-/* An option of the connection.  What is set before there is one, or while a name's are made, holds for whichever it will be. */
+/*
+ * An option of the connection.  What is set before there is one, or while a name's are made, holds for whichever it will be.
+ * The value is copied without the lock: the program's memory may be a file system's that takes its time, and the daemon must
+ * not wait for that.
+ */
 static int ssa_set_inner(struct sock *sk, int level, int name, sockptr_t value, unsigned int size)
 {
 	struct ssa_sock *s = ssa_sk(sk);
 	unsigned int index;
+	void *copy;
 	int error;
 
+	if (size > SSA_MAXIMUM_OPTION)
+		return -EINVAL;
+	copy = memdup_sockptr(value, size);
+	if (IS_ERR(copy))
+		return PTR_ERR(copy);
 	lock_sock(sk);
-	error = READ_ONCE(s->inner->ops)->setsockopt(s->inner, level, name, value, size);
+	error = READ_ONCE(s->inner->ops)->setsockopt(s->inner, level, name, KERNEL_SOCKPTR(copy), size);
 	if (!error && (s->state == SSA_NEW || (s->state == SSA_CONNECTING && s->cred)))
-		error = ssa_keep(s, level, name, value, size);
+		error = ssa_keep(s, level, name, copy, size);
 	for (index = 0; !error && s->state == SSA_CONNECTING && index < s->candidate_count; index++) {
 		struct socket *candidate = sock_from_file(s->candidates[index]);
 
-		error = READ_ONCE(candidate->ops)->setsockopt(candidate, level, name, value, size);
+		error = READ_ONCE(candidate->ops)->setsockopt(candidate, level, name, KERNEL_SOCKPTR(copy), size);
 	}
 	release_sock(sk);
+	kfree(copy);
 	return error;
 }
 
@@ -219,6 +230,17 @@ static int ssa_get_tls(struct sock *sk, int level, int name, char __user *value,
 	return error;
 }
 
+static int ssa_get_inner(struct ssa_sock *s, int level, int name, char __user *value, int __user *size)
+{
+	struct file *file = ssa_hold_inner(s);
+	struct socket *inner = sock_from_file(file);
+	int error;
+
+	error = READ_ONCE(inner->ops)->getsockopt(inner, level, name, value, size);
+	fput(file);
+	return error;
+}
+
 int ssa_getsockopt(struct socket *sock, int level, int name, char __user *value, int __user *size)
 {
 	struct sock *sk = sock->sk;
@@ -234,7 +256,7 @@ int ssa_getsockopt(struct socket *sock, int level, int name, char __user *value,
 			return ssa_give_integer(value, size, s->nodelay);
 		if (level == SOL_TCP && name == TCP_CORK)
 			return ssa_give_integer(value, size, s->cork);
-		return READ_ONCE(s->inner->ops)->getsockopt(s->inner, level, name, value, size);
+		return ssa_get_inner(s, level, name, value, size);
 	}
 	if (get_user(room, size))
 		return -EFAULT;

@@ -340,24 +340,30 @@ void ssa_finish(struct sock *sk, int error)
 	sk_wake_async(sk, SOCK_WAKE_IO, POLL_OUT);
 }
 
+/* Of a worker, the first socket with a number of at least that, held. */
+static struct sock *ssa_find_of(unsigned int session, unsigned long *id)
+{
+	struct sock *sk;
+
+	xa_lock(&ssa_sockets);
+	sk = xa_find(&ssa_sockets, id, ULONG_MAX, XA_PRESENT);
+	while (sk && ssa_sk(sk)->session != session)
+		sk = xa_find_after(&ssa_sockets, id, ULONG_MAX, XA_PRESENT);
+	if (sk)
+		sock_hold(sk);
+	xa_unlock(&ssa_sockets);
+	return sk;
+}
+
 /* A worker is gone: attempts and listeners end.  Connections over kTLS go on; those of the relay end by themselves. */
 void ssa_daemon_gone(unsigned int session)
 {
 	unsigned long id = 0;
 	struct sock *sk;
 
-	for (;; id++) {
-		xa_lock(&ssa_sockets);
-		sk = xa_find(&ssa_sockets, &id, ULONG_MAX, XA_PRESENT);
-		if (sk)
-			sock_hold(sk);
-		xa_unlock(&ssa_sockets);
-		if (!sk)
-			return;
+	for (sk = ssa_find_of(session, &id); sk; id++, sk = ssa_find_of(session, &id)) {
 		lock_sock(sk);
-		if (ssa_sk(sk)->session != session) {
-			;
-		} else if (ssa_sk(sk)->state == SSA_CONNECTING) {
+		if (ssa_sk(sk)->state == SSA_CONNECTING) {
 			ssa_finish(sk, ENETDOWN);
 		} else if (ssa_sk(sk)->state == SSA_LISTEN) {
 			ssa_set_state(ssa_sk(sk), SSA_DEAD);
@@ -403,11 +409,17 @@ static bool ssa_is_sent(struct ssa_sock *s)
 /* SO_LINGER: wait until the daemon has sent what the program has written, and the peer's TCP has it, but not for longer. */
 static void ssa_linger(struct ssa_sock *s, struct sock *sk)
 {
+	long left = sk->sk_lingertime, part;
+
 	if (!sock_flag(sk, SOCK_LINGER) || !sk->sk_lingertime || (current->flags & PF_EXITING))
 		return;
 	READ_ONCE(s->data->ops)->shutdown(s->data, SHUT_WR);
-	wait_event_interruptible_timeout(*sk_sleep(s->inner->sk), ssa_is_sent(s) || !ssa_worker_alive(s->session),
-					 sk->sk_lingertime);
+	/* The end of the worker wakes nobody here. */
+	for (; left > 0 && !ssa_is_sent(s) && ssa_worker_alive(s->session); left -= HZ) {
+		part = min_t(long, left, HZ);
+		if (wait_event_interruptible_timeout(*sk_sleep(s->inner->sk), ssa_is_sent(s), part) < 0)
+			return;
+	}
 }
 
 static int ssa_release(struct socket *sock)
@@ -538,6 +550,15 @@ static bool ssa_is_host(const struct sockaddr_host *host, int size)
 	return room > 0 && host->sh_addr.name[0] && memchr(host->sh_addr.name, 0, room);
 }
 
+/* Tell why TCP cannot connect.  Of the address only what the program has given is its own: the rest is the kernel's stack. */
+static void ssa_complain_of_connect(struct ssa_sock *s, const struct sockaddr *address, int size, int error)
+{
+	struct sockaddr_storage whole = {};
+
+	memcpy(&whole, address, min_t(size_t, size, sizeof(whole)));
+	ssa_complain(s, "TCP cannot connect to %pISpc: %pe", &whole, ERR_PTR(error));
+}
+
 static int ssa_connect_start(struct socket *sock, struct sockaddr *address, int size, int flags)
 {
 	bool nonblock = flags & O_NONBLOCK;
@@ -571,7 +592,7 @@ static int ssa_connect_start(struct socket *sock, struct sockaddr *address, int 
 		ssa_carry_to(sk, s->inner->sk);
 		error = READ_ONCE(s->inner->ops)->connect(s->inner, address, size, flags | O_NONBLOCK);
 		if (error && error != -EINPROGRESS) {
-			ssa_complain(s, "TCP cannot connect to %pISpc: %pe", address, ERR_PTR(error));
+			ssa_complain_of_connect(s, address, size, error);
 			return error;
 		}
 	}
@@ -640,13 +661,32 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 	return error;
 }
 
+/* The inner socket, held: without the lock of the TLS socket another one may take its place at any time. */
+struct file *ssa_hold_inner(struct ssa_sock *s)
+{
+	struct sock *sk = (struct sock *)s;
+	struct file *file;
+
+	lock_sock(sk);
+	file = get_file(s->inner_file);
+	release_sock(sk);
+	return file;
+}
+
 static int ssa_getname(struct socket *sock, struct sockaddr *address, int peer)
 {
-	struct socket *inner = ssa_sk(sock->sk)->inner;
+	struct ssa_sock *s = ssa_sk(sock->sk);
+	struct socket *inner;
+	struct file *file;
+	int size;
 
-	if (peer == 1 && ssa_state(ssa_sk(sock->sk)) != SSA_ESTABLISHED)
+	if (peer == 1 && ssa_state(s) != SSA_ESTABLISHED)
 		return -ENOTCONN;
-	return READ_ONCE(inner->ops)->getname(inner, address, peer ? 2 : 0);
+	file = ssa_hold_inner(s);
+	inner = sock_from_file(file);
+	size = READ_ONCE(inner->ops)->getname(inner, address, peer ? 2 : 0);
+	fput(file);
+	return size;
 }
 
 #define SSA_OPS(name, ops_family)			\

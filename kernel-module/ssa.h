@@ -92,7 +92,7 @@ struct ssa_sock {
 	struct file *inner_file;	/* keeps inner alive */
 	struct file *spare_file;	/* the inner socket while an upgraded one is in its place */
 	struct file *data_file;		/* keeps data alive */
-	struct socket *inner;		/* the real TCP socket */
+	struct socket *inner;		/* the real TCP socket; replaced under lock_sock(), until it is established */
 	struct socket *data;		/* where plaintext goes: inner (kTLS), or our end of a pair */
 	struct file *candidates[SSA_CANDIDATES];
 	unsigned int candidate_count;
@@ -155,7 +155,7 @@ int ssa_event_add_value(struct ssa_event *event, const void *data, size_t size);
 int ssa_event_add_caller(struct ssa_event *event);
 int ssa_event_post(struct ssa_event *event);
 int ssa_event_wait(struct ssa_event *event);
-void ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const void *value, size_t size);
+int ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const void *value, size_t size);
 void ssa_events_fail(unsigned int session, struct list_head *unfetched, int error);
 
 /* user.c */
@@ -203,6 +203,7 @@ void ssa_daemon_gone(unsigned int session);
 int ssa_prepare_close(struct ssa_sock *s);
 void ssa_carry_to(struct sock *sk, struct sock *inner);
 int ssa_await(struct socket *sock, bool nonblock);
+struct file *ssa_hold_inner(struct ssa_sock *s);
 int ssa_address(struct socket *sock, bool peer, struct sockaddr_storage *address);
 
 /* listen.c */
@@ -243,7 +244,7 @@ char *ssa_complaint(struct ssa_sock *s);
 int ssa_upgrade(struct socket *sock, const u8 *value, size_t size);
 
 /* keep.c */
-int ssa_keep(struct ssa_sock *s, int level, int name, sockptr_t value, unsigned int size);
+int ssa_keep(struct ssa_sock *s, int level, int name, const void *value, unsigned int size);
 int ssa_apply_kept(struct ssa_sock *s, struct socket *inner);
 void ssa_keep_none(struct ssa_sock *s);
 

@@ -231,18 +231,17 @@ void ssa_worker_withdraw(struct ssa_event *event)
 		ssa_event_put(event);
 }
 
-/* The module is unloaded: what the last sockets had to say when nobody asked any more. */
+/* The module is unloaded, no socket is left, and nobody asks any more: what the last ones had to say ends unheard. */
 void ssa_workers_forget(void)
 {
-	struct ssa_event *event, *next;
 	struct ssa_worker *worker;
+	LIST_HEAD(events);
+	bool last;
 
 	for (worker = ssa_workers; worker < ssa_workers + SSA_WORKERS; worker++) {
-		if (!worker->session)
-			continue;
-		list_for_each_entry_safe(event, next, &worker->events, link) {
-			list_del_init(&event->link);
-			ssa_event_put(event);
-		}
+		unsigned int session = worker->session;
+
+		if (session && ssa_worker_remove(worker->portid, &events, &last))
+			ssa_events_fail(session, &events, -ENETDOWN);
 	}
 }

@@ -103,6 +103,9 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("a daemon that does nothing keeps nobody waiting", _guest("asleep"), module=True, leaks=True),
     Scenario("connections leave nothing", _guest("soak", os.environ.get("SSA_VM_CONNECTIONS", "10000")), module=True,
              timeout=3600.0, parameters=["slab_nomerge"], kernels=SERIES),
+    Scenario("faults in every call and every request", _guest("faults"), kernels=(DEBUG,), module=True, leaks=True,
+             timeout=1800.0),
+    Scenario("malformed netlink, from the daemon and from strangers", _guest("fuzz"), module=True, leaks=True, timeout=1800.0),
     Scenario("unloaded when nothing needs it, and loaded again", _guest("unload"), module=True, leaks=True),
 )
 

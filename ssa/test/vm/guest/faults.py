@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """
-Injected faults: C{python -m ssa.test.vm.guest.faults [NAME...]}, as root on the debug kernel, the module loaded and no daemon.
+Injected faults: C{python -m ssa.test.vm.guest.faults [--optional] [NAME...]}, as root on the debug kernel, the module loaded
+and no daemon.  Other kernels inject none, and it fails there; with C{--optional} it makes each call once, undisturbed.
 
 Every call of a program, and every request of the daemon, is made again and again: the first thing in it that can fail fails
 (an allocation, a copy from or to the program), then the second, and so on until the call goes undisturbed.  Each time it has to
@@ -415,9 +416,15 @@ def main(argv: Sequence[str]) -> int:
     """
     The entry point.
 
-    @param argv: parts of the names of calls; none for all.
+    @param argv: C{--optional}, and parts of the names of calls; none for all.
     """
-    injection.prepare()
+    isOptional, argv = "--optional" in argv, [word for word in argv if word != "--optional"]
+    if injection.isAvailable():
+        injection.prepare()
+    else:
+        print("this kernel injects no faults (fail-nth): only the debug kernel does", flush=True)
+        if not isOptional:
+            return 1
     faults = Faults()
 
     def wanted(name: str) -> bool:

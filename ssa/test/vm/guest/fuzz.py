@@ -4,7 +4,8 @@ Malformed netlink: C{python -m ssa.test.vm.guest.fuzz [--seed N] [--messages N]}
 
 First those who are not the daemon ask for everything (L{ssa.test.vm.guest.strangers}), while programs have sockets in every
 state: they must be refused, and the sockets be as before.  Then a daemon that is registered sends every command with every
-attribute spoilt in every way, to sockets in every state.  The kernel has to answer each message, and to survive.
+attribute spoilt in every way, to sockets in every state, while others ask the same sockets and read what C{/proc} says of them.
+The kernel has to answer each message, and to survive.  A second worker gets nothing of the first one's.
 """
 
 from __future__ import annotations
@@ -19,155 +20,29 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from errno import EAGAIN, EBADF, EINVAL, EMSGSIZE, ENETDOWN, ENOENT, ENOTSOCK, ERANGE, ETIMEDOUT, errorcode
+import time
+from collections.abc import Iterator, Sequence
+from errno import EAGAIN, EBADF, EBUSY, EINVAL, EMSGSIZE, ENETDOWN, ENOENT, ENOTSOCK, EPERM, ERANGE, ETIMEDOUT, errorcode
+from pathlib import Path
 
 from ssa.api import IPPROTO_TLS, Option
 from ssa.netlink.codec import NLA_F_NESTED, NLA_F_NET_BYTEORDER, NLM_F_ACK, NLM_F_DUMP
 from ssa.protocol.wire import MAXIMUM_VALUE, Attribute, Command
-from ssa.test.vm.guest import module
-from ssa.test.vm.guest.link import GENERIC, HEADER, Link, Reply, attribute, u8, u32, u64
+from ssa.test.vm.guest import module, onlookers
+from ssa.test.vm.guest.hostile import DAEMON, Hostile, closeIn
+from ssa.test.vm.guest.link import GENERIC, HEADER, Link, attribute, u8, u32, u64
 from ssa.test.vm.guest.programs import connectName, connectRaw, getOption, server, tls
 from ssa.test.vm.guest.standin import Started
 from ssa.test.vm.guest.strangers import REQUESTS, STRANGERS, attackInChild, wellFormed
 
 SECONDS = 60.0
-_SO_SNDBUFFORCE = 32
 _LAST_ATTRIBUTE = max(Attribute) + 3
 _COMMANDS = (*range(int(max(Command)) + 3), 100, 255)
 _EVERY_SIZE = (0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 28, 127, 128, 129, 200, 4096, 65531)
 
-Complain = Callable[[str], None]
-
 
 def _name(error: int) -> str:
     return errorcode.get(error, str(error)) if error else "success"
-
-
-def _closeIn(reply: Reply) -> None:
-    """Close the descriptor that a reply has brought."""
-    if Attribute.FD in reply.attributes:
-        with contextlib.suppress(OSError):
-            os.close(reply.number(Attribute.FD))
-
-
-class Hostile:
-    """
-    The registered daemon, that means ill.
-
-    @ivar link: to the module.
-    @ivar events: the last event of each socket.
-    """
-
-    def __init__(self, choice: random.Random) -> None:
-        self.link = Link()
-        self.link.sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 8 << 20)
-        self.events: dict[int, Reply] = {}
-        self.newest = 0
-        self._choice = choice
-        self._opened: list[socket.socket] = []
-        self.link.join()
-        if error := self.link.register():
-            raise OSError(error, "cannot register")
-
-    def take(self) -> None:
-        """Fetch all events."""
-        while not (event := self.link.ask(Command.NEXT)).error:
-            ident = event.number(Attribute.ID)
-            self.events[ident] = event
-            if event.command == Command.SOCKET_NOTIFY:
-                self.newest = ident
-
-    def answer(self, ident: int, command: Command = Command.RETURN) -> None:
-        """Answer the last event of a socket as one should."""
-        number = self.events[ident].number(Attribute.EVENT)
-        self.link.ask(command, u64(Attribute.EVENT, number) + u64(Attribute.ID, ident) + u32(Attribute.RETURN, 0), NLM_F_ACK)
-
-    def call(self, function: Callable[[], object], ident: int, command: Command = Command.RETURN) -> None:
-        """Let a program make a call that waits for its event to be answered."""
-        thread = threading.Thread(target=function)
-        thread.start()
-        while thread.is_alive():
-            select.select([self.link.sock], [], [], 0.1)
-            self.take()
-            self.answer(ident, command)
-        thread.join()
-
-    # Sockets in every state
-
-    def new(self) -> tuple[socket.socket, int]:
-        """A new socket, and its id."""
-        sock = tls()
-        self.take()
-        self.answer(self.newest)
-        sock.setblocking(False)
-        return sock, self.newest
-
-    def connecting(self) -> tuple[socket.socket, int]:
-        """One that connects to an address."""
-        sock, ident = self.new()
-        sock.connect_ex(self._server().getsockname())
-        self.take()
-        return sock, ident
-
-    def named(self) -> tuple[socket.socket, int]:
-        """One that connects to a name, with or without attempts under way."""
-        sock, ident = self.new()
-        with contextlib.suppress(BlockingIOError):
-            connectName(sock, "server.example", 443)
-        self.take()
-        for _ in range(self._choice.choice((0, 1, 20))):
-            _closeIn(self.link.ask(Command.FETCH, u64(Attribute.ID, ident) + self.remote()))
-        return sock, ident
-
-    def established(self) -> tuple[socket.socket, int]:
-        """A connection."""
-        sock, ident = self.connecting()
-        reply = self.link.ask(Command.ESTABLISHED, u64(Attribute.ID, ident))
-        if reply.error:
-            raise OSError(reply.error, "ESTABLISHED")
-        self._opened.append(socket.socket(fileno=reply.number(Attribute.FD)))
-        return sock, ident
-
-    def listening(self) -> tuple[socket.socket, int]:
-        """A listener."""
-        sock, ident = self.new()
-        sock.bind(("127.0.0.1", 0))
-        sock.setblocking(True)
-        self.call(lambda: sock.listen(3), ident)
-        sock.setblocking(False)
-        return sock, ident
-
-    def shutListener(self) -> tuple[socket.socket, int]:
-        """A listener that was shut down."""
-        sock, ident = self.listening()
-        sock.shutdown(socket.SHUT_RDWR)
-        return sock, ident
-
-    def closed(self) -> tuple[socket.socket, int]:
-        """One that is closed."""
-        sock, ident = self.new()
-        sock.close()
-        self.take()
-        return sock, ident
-
-    def states(self) -> Sequence[Callable[[], tuple[socket.socket, int]]]:
-        """All of them."""
-        return (self.new, self.connecting, self.named, self.established, self.listening, self.shutListener, self.closed)
-
-    def _server(self) -> socket.socket:
-        self._opened.append(server())
-        return self._opened[-1]
-
-    def remote(self) -> bytes:
-        """The address of a server, as attribute."""
-        port = self._server().getsockname()[1].to_bytes(2, "big")
-        return attribute(Attribute.SOCKADDR_REMOTE, b"\2\0" + port + b"\x7f\0\0\1" + bytes(8))
-
-    def forget(self) -> None:
-        """Close what was opened."""
-        while self._opened:
-            self._opened.pop().close()
 
 
 def spoilt(choice: random.Random, number: int, good: bytes) -> Iterator[bytes]:
@@ -190,6 +65,14 @@ def spoilt(choice: random.Random, number: int, good: bytes) -> Iterator[bytes]:
         yield attribute(number, good, length)
 
 
+def _shown(sock: socket.socket) -> tuple[int, str]:
+    """What poll says of a socket, and its error if it has one, which stays."""
+    poller = select.poll()
+    poller.register(sock, select.POLLIN | select.POLLOUT)
+    text = Path(f"/proc/self/fdinfo/{sock.fileno()}").read_text()
+    return dict(poller.poll(0)).get(sock.fileno(), 0), text
+
+
 def _parts(attributes: bytes) -> dict[int, bytes]:
     parts: dict[int, bytes] = {}
     while attributes:
@@ -206,10 +89,11 @@ class Fuzz:
     @ivar problems: what does not hold.
     """
 
-    def __init__(self, seed: int, messages: int) -> None:
+    def __init__(self, seed: int, messages: int, rounds: int) -> None:
         self.problems: list[str] = []
         self._choice = random.Random(seed)
         self._messages = messages
+        self._rounds = rounds
         self._sent = 0
 
     def complain(self, text: str) -> None:
@@ -260,22 +144,84 @@ class Fuzz:
         """All of it."""
         daemon = Hostile(self._choice)
         for name, part in (
-            ("descriptors", self._descriptors), ("values", self._values), ("addresses", self._addresses),
-            ("frames", self._frames), ("attributes", self._attributes), ("commands", self._commands),
+            ("other workers", self._workers), ("inner sockets", self._replaced), ("descriptors", self._descriptors),
+            ("values", self._values), ("addresses", self._addresses), ("frames", self._frames),
+            ("attributes", self._attributes), ("commands", self._commands),
         ):
-            faulthandler.dump_traceback_later(4 * SECONDS, exit=True)
+            faulthandler.dump_traceback_later(6 * SECONDS, exit=True)
+            begun = time.monotonic()
             part(daemon)
             daemon.forget()
-            print(f"{name}: done, {self._sent} messages", flush=True)
+            daemon.take()
+            print(f"{name}: done, {self._sent} messages, {time.monotonic() - begun:.1f} s", flush=True)
+        faulthandler.cancel_dump_traceback_later()
         daemon.link.close()
 
     def _send(self, daemon: Hostile, message: bytes, what: str) -> int:
         self._sent += 1
         reply = daemon.link.exchange(message)
-        _closeIn(reply)
+        closeIn(reply)
         if reply.error == ETIMEDOUT:
             self.complain(f"no answer to {what}")
         return reply.error
+
+    def _workers(self, daemon: Hostile) -> None:
+        """A second worker, that names the first one's sockets and events."""
+        made = [make() for make in daemon.states() for _ in range(2)]
+        pairs = [daemon.bothEnds() for _ in range(2)]
+        waiting = [sock for sock, ident in made if ident in daemon.events and sock.fileno() >= 0]
+        before = [_shown(sock) for sock in waiting]
+        daemon.take()
+        listed = Path("/proc/net/ssa").read_text()
+        other = Link()
+        for wrong in (0, DAEMON + 1):
+            if (error := other.register(wrong)) != EBUSY:
+                self.complain(f"a worker of another daemon: {_name(error)}")
+        if error := other.register(DAEMON):
+            self.complain(f"a second worker: {_name(error)}")
+        with socket.create_connection(daemon.remoteAddress()) as tcp:
+            for command in REQUESTS:
+                if command in (Command.REGISTER, Command.NEXT):
+                    continue
+                for ident in [ident for _, ident in made] + [ident for _, _, ident in pairs]:
+                    event = daemon.events.get(ident)
+                    number = event.number(Attribute.EVENT) if event else 0
+                    self._sent += 1
+                    error = other.ask(command, wellFormed(command, ident, number, tcp.fileno()), NLM_F_ACK).error
+                    isGone = ident not in {int(line.split()[0]) for line in listed.splitlines()[1:]}
+                    answers = command in (Command.RETURN, Command.DATA_RETURN, Command.HANDSHAKE_RETURN)
+                    isAnswered = event is None or event.command not in (Command.CONNECT_NOTIFY, Command.UPGRADE_NOTIFY)
+                    if error != EPERM and not isGone and not (answers and isAnswered and not error):
+                        self.complain(f"{command.name} of another worker's socket: {_name(error)}")
+        if (error := other.ask(Command.NEXT).error) != ENOENT:
+            self.complain(f"NEXT of a worker without sockets: {_name(error)}")
+        if (now := Path("/proc/net/ssa").read_text()) != listed:
+            self.complain(f"another worker has changed sockets: {listed!r}, now {now!r}")
+        if (after := [_shown(sock) for sock in waiting]) != before:
+            self.complain(f"another worker has changed what poll says: {before}, now {after}")
+        for sock, end, _ in pairs:
+            sock.send(b"hello")
+            end.send(b"world")
+            if (got := (end.recv(10), sock.recv(10))) != (b"hello", b"world"):
+                self.complain(f"another worker has changed a connection: {got!r}")
+        other.close()
+        for sock in [sock for sock, _ in made] + [sock for sock, _, _ in pairs]:
+            sock.close()
+
+    def _replaced(self, daemon: Hostile) -> None:
+        """Other processes ask a socket while its inner one is replaced: by a name's address, by TLS_UPGRADE, and back."""
+        with onlookers.asker() as asker:
+            for turn in range(self._rounds):
+                sock, ident = daemon.named() if turn % 2 else daemon.new()
+                onlookers.send(asker, sock)
+                for _ in range(3):
+                    if turn % 2:
+                        daemon.chooseOne(ident)
+                    else:
+                        daemon.upgradeAndFail(sock, ident)
+                sock.close()
+                daemon.forget()
+                daemon.take()
 
     def _descriptors(self, daemon: Hostile) -> None:
         """ACCEPTED with descriptors that are no connection of the listener."""
@@ -487,14 +433,16 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=205)
     parser.add_argument("--messages", type=int, default=3000, help="how many anyhow to sockets in every state")
+    parser.add_argument("--rounds", type=int, default=60, help="how many sockets are asked while they change")
     options = parser.parse_args(argv)
     print(f"seed {options.seed}", flush=True)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
-    fuzz = Fuzz(options.seed, options.messages)
+    fuzz = Fuzz(options.seed, options.messages, options.rounds)
     descriptors = len(os.listdir("/proc/self/fd"))
-    fuzz.strangers()
-    fuzz.hostile()
+    with onlookers.proc(os.getpid()):
+        fuzz.strangers()
+        fuzz.hostile()
     try:
         tls().close()
         fuzz.complain("there is a daemon still")

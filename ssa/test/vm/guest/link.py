@@ -176,13 +176,15 @@ class Link:
                 messages.append((sequence, Reply(0, body[0], attributes)))
         return messages
 
-    def register(self) -> int:
+    def register(self, daemon: int = 0) -> int:
         """
-        Become the daemon.
+        Become the daemon, or one of its workers.
 
+        @param daemon: the number that its workers have in common.
         @return: an errno, or 0.
         """
-        return self.ask(Command.REGISTER, u32(Attribute.VERSION, PROTOCOL_VERSION), NLM_F_ACK).error
+        which = u64(Attribute.DAEMON, daemon) if daemon else b""
+        return self.ask(Command.REGISTER, u32(Attribute.VERSION, PROTOCOL_VERSION) + which, NLM_F_ACK).error
 
     def close(self) -> None:
         """End it, and the registration if it has one."""

@@ -50,7 +50,7 @@ class StandIn:
         self._selector = selectors.DefaultSelector()
         self._listeners: dict[int, socket.socket] = {}
         self._waiting: list[tuple[int, socket.socket]] = []
-        self._injection: Injection | None = None
+        self._injection = Injection()
         self._plan = (0, 0)
         self._report = "no request"
         self._answersConnect = True
@@ -85,8 +85,6 @@ class StandIn:
         if not nth or message[HEADER.size] != command:
             return self.link.sock.send(message)
         self._plan = (0, 0)
-        if self._injection is None:
-            self._injection = Injection()
         attempt = self._injection.call(nth, self.link.sock.send, message)
         self._report = "injected" if attempt.isInjected else "undisturbed"
         if attempt.error:
