@@ -56,10 +56,15 @@ class Hostile:
             if event.command == Command.SOCKET_NOTIFY:
                 self.newest = ident
 
-    def answer(self, ident: int, command: Command = Command.RETURN) -> None:
-        """Answer the last event of a socket as one should."""
+    def answer(self, ident: int, command: Command = Command.RETURN) -> int:
+        """
+        Answer the last event of a socket as one should.
+
+        @return: an errno, or 0.
+        """
         number = self.events[ident].number(Attribute.EVENT)
-        self.link.ask(command, u64(Attribute.EVENT, number) + u64(Attribute.ID, ident) + u32(Attribute.RETURN, 0), NLM_F_ACK)
+        which = u64(Attribute.EVENT, number) + u64(Attribute.ID, ident)
+        return self.link.ask(command, which + u32(Attribute.RETURN, 0), NLM_F_ACK).error
 
     def call(self, function: Callable[[], object], ident: int, command: Command = Command.RETURN) -> None:
         """Let a program make a call that waits for its event to be answered."""

@@ -19,6 +19,7 @@ from ssa.protocol.wire import FAMILY_NAME, PROTOCOL_VERSION, Attribute, Command
 NETLINK_GENERIC = 16
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
+NETLINK_CAP_ACK = 10
 GENL_ID_CTRL = 0x10
 CTRL_CMD_GETFAMILY = 3
 _CTRL_FAMILY_ID = 1
@@ -91,6 +92,7 @@ class Link:
         self.sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_GENERIC)
         self.sock.bind((0, 0))
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", SECONDS, 0))
+        self.sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)  # or an error repeats the message, for which memory may lack
         self.send: Callable[[bytes], object] = self.sock.send
         self.isKicked = False
         self.family = self.group = 0

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: MIT
+"""
+A process whose threads do everything to TLS sockets that programs can, in no order, to the same sockets at the same time.
+
+Calls may fail in any way; the kernel has to survive, and every call has to end when the process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ssa.api import IPPROTO_TLS, UPGRADE_FORMAT, Option
+from ssa.test.conformance.peers import NAME, credential
+from ssa.test.pki import testCA
+from ssa.test.vm.guest.case import setOption
+from ssa.test.vm.guest.programs import connectName, getOption, tls
+
+THREADS = 4
+MOST = 24
+"""How many sockets a process keeps."""
+
+_FIONREAD = 0x541B
+_TIOCOUTQ = 0x5411
+_HOLD = 0.3
+_GET = (Option.TLS_REMOTE_HOSTNAME, Option.TLS_CHOSEN_CIPHER, Option.TLS_ERROR, Option.TLS_PEER_IDENTITY, Option.TLS_DATA_PATH)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """
+    What the processes have in common.
+
+    @ivar good: the address of a server that does TLS and sends back what it gets.
+    @ivar bad: the addresses of servers that do something else, or nothing.
+    @ivar path: of a file with certificates.
+    @ivar way: both ends of a way for descriptors, from any of the processes to any.
+    @ivar deadline: when all end, of C{time.monotonic}.
+    """
+
+    good: tuple[str, int]
+    bad: Sequence[tuple[str, int]]
+    path: str
+    way: tuple[socket.socket, socket.socket]
+    deadline: float
+
+
+class Turmoil:
+    """
+    The process.
+
+    @ivar done: how often each call succeeded.
+    """
+
+    def __init__(self, around: Surroundings, seed: str) -> None:
+        self.done: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._around = around
+        self._seed = seed
+        self._sockets: list[socket.socket] = []
+        self._listeners: list[socket.socket] = []
+
+    def run(self) -> None:
+        """Until the deadline, or the end of the process."""
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.siginterrupt(signal.SIGUSR1, random.Random(self._seed).random() < 0.5)
+        signal.signal(signal.SIGIO, signal.SIG_IGN)
+        threads = [threading.Thread(target=self._loop, args=(index,), daemon=True) for index in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        # What is sent to the process is for one of the threads, in the middle of its call.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        for thread in threads:
+            thread.join(max(0.0, self._around.deadline - time.monotonic()))
+
+    def _loop(self, index: int) -> None:
+        choice = random.Random(f"{self._seed}/{index}")
+        acts: Sequence[tuple[int, Callable[[random.Random], object]]] = (
+            (8, self._create), (6, self._converse), (6, self._serve), (4, self._connect), (4, self._name), (2, self._bind),
+            (3, self._listen), (3, self._relisten), (4, self._accept), (3, self._visit), (6, self._send), (6, self._receive),
+            (1, self._sendFile), (3, self._shutdown), (2, self._duplicate), (3, self._pass), (3, self._take), (3, self._poll),
+            (3, self._options), (3, self._ask), (2, self._linger), (4, self._close), (3, self._upgrade), (1, self._own),
+        )
+        weights = [weight for weight, _ in acts]
+        while time.monotonic() < self._around.deadline:
+            _, act = choice.choices(acts, weights)[0]
+            try:
+                act(choice)
+                self.done[act.__name__] += 1
+            except (OSError, ValueError, IndexError):
+                pass  # what programs get; IndexError: there is no socket
+            except Exception as failure:
+                self.wrong.append(f"{act.__name__}: {failure!r}")
+                raise
+
+    # Sockets
+
+    def _keep(self, choice: random.Random, sock: socket.socket) -> socket.socket:
+        """Add a socket to those that all threads use; an old one goes."""
+        self._sockets.append(sock)
+        if len(self._sockets) > MOST:
+            self._sockets.pop(choice.randrange(MOST)).close()
+        return sock
+
+    def _any(self, choice: random.Random) -> socket.socket:
+        return choice.choice(list(self._sockets))
+
+    def _new(self, choice: random.Random, family: int = socket.AF_INET) -> socket.socket:
+        sock = tls(family)
+        self._timed(choice, sock)
+        return sock
+
+    def _timed(self, choice: random.Random, sock: socket.socket) -> None:
+        """Most calls end by themselves after some time."""
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            if choice.random() < 0.9:
+                moment = struct.pack("ll", choice.randrange(2), choice.randrange(100_000, 900_000))
+                sock.setsockopt(socket.SOL_SOCKET, option, moment)
+
+    def _create(self, choice: random.Random) -> None:
+        sock = self._keep(choice, self._new(choice, choice.choice((socket.AF_INET, socket.AF_INET, socket.AF_INET6))))
+        if choice.random() < 0.4:
+            os.set_blocking(sock.fileno(), False)
+
+    def _address(self, choice: random.Random) -> tuple[str, int]:
+        own: list[tuple[str, int]] = [sock.getsockname()[:2] for sock in self._listeners[-3:]]
+        return choice.choice([self._around.good, *self._around.bad, *own])
+
+    def _connect(self, choice: random.Random) -> None:
+        sock = self._any(choice)
+        address = self._address(choice)
+        sock.connect(("::ffff:127.0.0.1" if sock.family == socket.AF_INET6 else address[0], address[1]))
+
+    def _name(self, choice: random.Random) -> None:
+        name = choice.choice(("localhost", "127.0.0.1", "server.invalid", "::1"))
+        connectName(self._any(choice), name, self._address(choice)[1])
+
+    def _bind(self, choice: random.Random) -> None:
+        self._any(choice).bind(("127.0.0.1", 0))
+
+    def _trust(self, sock: socket.socket) -> None:
+        setOption(sock, Option.TLS_TRUSTED_PEER_CERTIFICATES, testCA().pem)
+        setOption(sock, Option.TLS_REMOTE_HOSTNAME, NAME.encode())
+
+    def _converse(self, choice: random.Random) -> None:
+        """A connection as it should be, to its end or not."""
+        sock = self._new(choice)
+        try:
+            self._trust(sock)
+            if choice.random() < 0.4:
+                os.set_blocking(sock.fileno(), False)
+            with contextlib.suppress(BlockingIOError):
+                sock.connect(self._around.good)
+            select.select([], [sock], [], 3)
+            sock.send(b"x" * choice.randrange(1, 20_000))
+            select.select([sock], [], [], 3)
+            sock.recv(choice.randrange(1, 30_000))
+        finally:
+            if choice.random() < 0.5:
+                sock.close()
+            else:
+                self._keep(choice, sock)
+
+    def _serve(self, choice: random.Random) -> None:
+        """A listener as it should be."""
+        sock = self._new(choice)
+        self._keep(choice, sock)
+        chain = choice.choice((self._around.path.encode(), credential().chainPEM))
+        setOption(sock, Option.TLS_CERTIFICATE_CHAIN, chain)
+        setOption(sock, Option.TLS_PRIVATE_KEY, credential().keyPEM)
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(choice.randrange(5))
+        self._listeners.append(sock)
+        del self._listeners[:-4]
+
+    def _listen(self, choice: random.Random) -> None:
+        self._any(choice).listen(choice.randrange(5))
+
+    def _relisten(self, choice: random.Random) -> None:
+        sock = choice.choice(self._listeners)
+        sock.shutdown(socket.SHUT_RDWR)
+        if choice.random() < 0.8:
+            sock.listen(3)
+
+    def _accept(self, choice: random.Random) -> None:
+        sock, _ = choice.choice((*self._listeners, self._any(choice))).accept()
+        self._timed(choice, sock)
+        self._keep(choice, sock)
+
+    def _visit(self, choice: random.Random) -> None:
+        """Connect to a listener of this process."""
+        sock = self._new(choice)
+        self._keep(choice, sock)
+        self._trust(sock)
+        sock.connect(choice.choice(self._listeners).getsockname())
+
+    def _send(self, choice: random.Random) -> None:
+        flags = choice.choice((0, 0, socket.MSG_DONTWAIT, socket.MSG_NOSIGNAL, socket.MSG_MORE))
+        self._any(choice).send(b"y" * choice.choice((1, 100, 16_384, 300_000)), flags)
+
+    def _receive(self, choice: random.Random) -> None:
+        flags = choice.choice((0, 0, socket.MSG_DONTWAIT, socket.MSG_PEEK, socket.MSG_WAITALL, socket.MSG_TRUNC))
+        self._any(choice).recvmsg(choice.choice((1, 100, 16_384, 300_000)), 100, flags)
+
+    def _sendFile(self, choice: random.Random) -> None:
+        with open(self._around.path, "rb", buffering=0) as file:
+            os.sendfile(self._any(choice).fileno(), file.fileno(), 0, 10_000)
+
+    def _shutdown(self, choice: random.Random) -> None:
+        self._any(choice).shutdown(choice.choice((socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR)))
+
+    def _duplicate(self, choice: random.Random) -> None:
+        self._keep(choice, self._any(choice).dup())
+
+    def _pass(self, choice: random.Random) -> None:
+        """To another process."""
+        socket.send_fds(self._around.way[0], [b"x"], [self._any(choice).fileno()], socket.MSG_DONTWAIT)
+
+    def _take(self, choice: random.Random) -> None:
+        """From another process."""
+        for descriptor in socket.recv_fds(self._around.way[1], 1, 4, socket.MSG_DONTWAIT)[1]:
+            self._keep(choice, socket.socket(fileno=descriptor))
+
+    def _poll(self, choice: random.Random) -> None:
+        sockets = list(self._sockets)
+        with select.epoll() as poller:
+            for sock in sockets:
+                with contextlib.suppress(OSError):
+                    poller.register(sock, select.EPOLLIN | select.EPOLLOUT | choice.choice((0, select.EPOLLET)))
+            for _ in range(choice.randrange(1, 4)):
+                poller.poll(_HOLD / 3)
+
+    def _options(self, choice: random.Random) -> None:
+        sock = self._any(choice)
+        which = choice.randrange(7)
+        if which == 0:
+            setOption(sock, Option.TLS_REMOTE_HOSTNAME, choice.choice((NAME, "other.example", "")).encode())
+        elif which == 1:
+            value = choice.choice((testCA().pem, b"/etc/ssl/certs", b"/none", b"/dev/tty"))
+            setOption(sock, Option.TLS_TRUSTED_PEER_CERTIFICATES, value)
+        elif which == 2:
+            sock.setsockopt(socket.IPPROTO_TCP, choice.choice((socket.TCP_NODELAY, socket.TCP_CORK)), choice.randrange(2))
+        elif which == 3:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, choice.randrange(1, 99))
+        elif which == 4:
+            sock.setsockopt(socket.SOL_SOCKET, choice.choice((socket.SO_SNDBUF, socket.SO_RCVBUF)), choice.randrange(500_000))
+        elif which == 5:
+            sock.setsockopt(socket.SOL_SOCKET, choice.choice((socket.SO_KEEPALIVE, socket.SO_REUSEADDR)), choice.randrange(2))
+        else:
+            self._timed(choice, sock)
+
+    def _ask(self, choice: random.Random) -> None:
+        sock = self._any(choice)
+        which = choice.randrange(6)
+        if which == 0:
+            sock.getsockname()
+        elif which == 1:
+            sock.getpeername()
+        elif which == 2:
+            sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        elif which == 3:
+            fcntl.ioctl(sock, choice.choice((_FIONREAD, _TIOCOUTQ)), bytes(4))
+        elif which == 4:
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        else:
+            getOption(sock, choice.choice(_GET), choice.choice((0, 10, 4096)))
+
+    def _linger(self, choice: random.Random) -> None:
+        linger = struct.pack("ii", choice.randrange(2), choice.randrange(3))
+        self._any(choice).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    def _close(self, choice: random.Random) -> None:
+        """While others may be in calls on it."""
+        self._sockets.pop(choice.randrange(len(self._sockets))).close()
+
+    def _upgrade(self, choice: random.Random) -> None:
+        sock = self._new(choice)
+        self._keep(choice, sock)
+        self._trust(sock)
+        with socket.create_connection(self._address(choice), 1) as tcp:
+            tcp.setblocking(True)
+            os.set_blocking(sock.fileno(), choice.random() < 0.5)
+            setOption(sock, Option.TLS_UPGRADE, struct.pack(UPGRADE_FORMAT, tcp.fileno(), choice.randrange(2)))
+
+    def _own(self, choice: random.Random) -> None:
+        """SIGIO."""
+        sock = self._any(choice)
+        fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(sock, fcntl.F_SETFL, fcntl.fcntl(sock, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def works(address: tuple[str, int]) -> None:
+    """
+    One connection, from its beginning to its clean end.
+
+    @raise OSError: it does not.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_TLS) as sock:
+        setOption(sock, Option.TLS_TRUSTED_PEER_CERTIFICATES, testCA().pem)
+        setOption(sock, Option.TLS_REMOTE_HOSTNAME, NAME.encode())
+        sock.connect(address)
+        sock.sendall(b"hello")
+        assert sock.recv(5) == b"hello", "other data"
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b"", "no end"
