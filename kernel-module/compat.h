@@ -13,7 +13,7 @@
 #include <net/genetlink.h>
 #include <net/sock.h>
 
-#define SSA_SINCE(major, minor) (LINUX_VERSION_CODE >= KERNEL_VERSION(major, minor, 0))
+#define SSA_SINCE(major, minor) (KERNEL_VERSION(major, minor, 0) <= LINUX_VERSION_CODE)
 
 /* 6.10: the arguments of accept became a structure. */
 #if SSA_SINCE(6, 10)
@@ -33,8 +33,9 @@
 /* splice_eof ends what MSG_MORE announces. */
 #define SSA_SPLICE_FLAGS(flags) ((flags) & MSG_SPLICE_PAGES ? MSG_SPLICE_PAGES | MSG_MORE : 0)
 #else
-#define SSA_DECLARE_SENDPAGE \
-	ssize_t ssa_sendpage(struct socket *sock, struct page *page, int offset, size_t size, int flags)
+#define SSA_DECLARE_SENDPAGE                                                                  \
+	ssize_t ssa_sendpage(struct socket *sock, struct page *page, int offset, size_t size, \
+			     int flags)
 #define SSA_SENDPAGE .sendpage = ssa_sendpage,
 #define SSA_SPLICE_FLAGS(flags) 0
 #endif
@@ -46,7 +47,10 @@
 #define SSA_IPV6_OFFSET
 #endif
 
-/* 6.5: splice receives no more into an iterator of the pipe, which cannot be read back; one that throws away never can. */
+/*
+ * 6.5: splice receives no more into an iterator of the pipe, which cannot be read back; one that
+ * throws away never can.
+ */
 static inline bool ssa_can_read_back(const struct iov_iter *iter)
 {
 #if !SSA_SINCE(6, 5)

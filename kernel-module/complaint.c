@@ -9,7 +9,10 @@
 
 static DEFINE_SPINLOCK(ssa_complaint_lock);
 
-/* Say for TLS_ERROR why a call fails; without a format: nothing, the daemon's word counts.  It needs no memory to fail. */
+/*
+ * Say for TLS_ERROR why a call fails; without a format: nothing, the daemon's word counts.  It
+ * needs no memory to fail.
+ */
 void ssa_complain(struct ssa_sock *s, const char *format, ...)
 {
 	char *complaint = NULL;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Data: every call goes to the data socket, which is our end of the pair to the daemon's relay, or the TCP socket itself
- * where the daemon has installed kTLS on it.
+ * Data: every call goes to the data socket, which is our end of the pair to the daemon's relay, or
+ * the TCP socket itself where the daemon has installed kTLS on it.
  */
 #include <linux/module.h>
 #include <linux/sockios.h>
@@ -13,18 +13,25 @@
 
 #include "ssa.h"
 
-/* Bytes that surely fit into a pair, whatever the daemon's writes are cut into: each has some overhead there. */
+/*
+ * Bytes that surely fit into a pair, whatever the daemon's writes are cut into: each has some
+ * overhead there.
+ */
 #define SSA_LOW_WATER		65536
 
 #define SSA_REFUSED_TO_SEND	(MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)
 
-/* How many bytes make a socket readable: SO_RCVLOWAT, but never more than surely fit into the pair. */
+/*
+ * How many bytes make a socket readable: SO_RCVLOWAT, but never more than surely fit into the pair.
+ */
 static int ssa_low_water(const struct sock *sk)
 {
 	return clamp(READ_ONCE(sk->sk_rcvlowat), 1, SSA_LOW_WATER);
 }
 
-/* Poll the pair as TCP would be: with SO_RCVLOWAT, and with a mark where somebody waits for room. */
+/*
+ * Poll the pair as TCP would be: with SO_RCVLOWAT, and with a mark where somebody waits for room.
+ */
 static __poll_t ssa_poll_data(struct file *file, struct ssa_sock *s)
 {
 	const struct proto_ops *ops = READ_ONCE(s->data->ops);
@@ -35,10 +42,11 @@ static __poll_t ssa_poll_data(struct file *file, struct ssa_sock *s)
 	mask = ops->poll(file, s->data, NULL);
 	if (!(mask & EPOLLOUT)) {
 		set_bit(SSA_NOSPACE, &s->flags);
-		smp_mb__after_atomic();
+		smp_mb__after_atomic();	/* the mark, then the look; ssa_wake the other way */
 		mask = ops->poll(file, s->data, NULL);
 	}
-	if (low > 1 && !s->ktls && !(mask & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) && unix_inq_len(data) < low)
+	if (low > 1 && !s->ktls && !(mask & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) &&
+	    unix_inq_len(data) < low)
 		mask &= ~(EPOLLIN | EPOLLRDNORM);
 	return mask;
 }
@@ -149,7 +157,8 @@ ssize_t ssa_sendpage(struct socket *sock, struct page *page, int offset, size_t 
 
 	if (error)
 		return error;
-	return ssa_sent(s, READ_ONCE(s->data->ops)->sendpage(s->data, page, offset, size, flags), size);
+	return ssa_sent(s, READ_ONCE(s->data->ops)->sendpage(s->data, page, offset, size, flags),
+			size);
 }
 #else
 /* sendfile has found the end of its file, and will not send the more that it has announced. */
@@ -171,13 +180,13 @@ static bool ssa_may_receive(const struct ssa_sock *s, long wanted)
 {
 	struct sock *data = s->data->sk;
 
-	return READ_ONCE(s->shut) || READ_ONCE(data->sk_err) || (READ_ONCE(data->sk_shutdown) & RCV_SHUTDOWN) ||
-	       unix_inq_len(data) >= wanted;
+	return READ_ONCE(s->shut) || READ_ONCE(data->sk_err) ||
+	       (READ_ONCE(data->sk_shutdown) & RCV_SHUTDOWN) || unix_inq_len(data) >= wanted;
 }
 
 /*
- * Receive from the pair.  It waits here, not in AF_UNIX, which knows neither the low-water mark with MSG_PEEK, nor the
- * program's own shutdown, of which the daemon's end must not hear.
+ * Receive from the pair.  It waits here, not in AF_UNIX, which knows neither the low-water mark
+ * with MSG_PEEK, nor the program's own shutdown, of which the daemon's end must not hear.
  */
 static int ssa_relay_recvmsg(struct sock *sk, struct msghdr *msg, size_t len, int flags)
 {
@@ -194,13 +203,17 @@ static int ssa_relay_recvmsg(struct sock *sk, struct msghdr *msg, size_t len, in
 			msg->msg_iter = start;
 			total = 0;
 		}
-		got = READ_ONCE(s->data->ops)->recvmsg(s->data, msg, len - total, flags | MSG_DONTWAIT);
+		got = READ_ONCE(s->data->ops)
+			      ->recvmsg(s->data, msg, len - total, flags | MSG_DONTWAIT);
 		if (got > 0)
 			total += got;
 		if (!len || total >= target)
 			return total;
 		if (!got) {
-			/* An end counts only where the daemon vouches for it: a dead one's end looks the same. */
+			/*
+			 * An end counts only where the daemon vouches for it: a dead one's end
+			 * looks the same.
+			 */
 			if (total || READ_ONCE(s->eof) || READ_ONCE(s->shut))
 				return total;
 			return -ECONNRESET;
@@ -212,8 +225,11 @@ static int ssa_relay_recvmsg(struct sock *sk, struct msghdr *msg, size_t len, in
 		if (!timeout)
 			return total ?: -EAGAIN;
 		/* To look again pays only when there is more. */
-		wanted = flags & MSG_PEEK ? max_t(long, min_t(size_t, target, SSA_LOW_WATER), total + 1) : 1;
-		timeout = wait_event_interruptible_timeout(s->data->wq.wait, ssa_may_receive(s, wanted), timeout);
+		wanted = flags & MSG_PEEK ?
+				 max_t(long, min_t(size_t, target, SSA_LOW_WATER), total + 1) :
+				 1;
+		timeout = wait_event_interruptible_timeout(s->data->wq.wait,
+							   ssa_may_receive(s, wanted), timeout);
 		if (timeout < 0)
 			return total ?: sock_intr_errno(sock_rcvtimeo(sk, 0));
 	}
@@ -255,7 +271,10 @@ int ssa_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 	return got;
 }
 
-/* As TCP: whoever waits in accept is woken, there is nothing left to accept, and listen may be called again. */
+/*
+ * As TCP: whoever waits in accept is woken, there is nothing left to accept, and listen may be
+ * called again.
+ */
 static void ssa_stop_listening(struct sock *sk, struct list_head *queue)
 {
 	struct ssa_sock *s = ssa_sk(sk);
@@ -281,7 +300,10 @@ static int ssa_shutdown_data(struct ssa_sock *s, int how)
 	else if (how != SHUT_RD)
 		error = READ_ONCE(s->data->ops)->shutdown(s->data, SHUT_WR);
 	if (how != SHUT_WR) {
-		/* Not told to the other end of a pair: the daemon would take it for the program's end. */
+		/*
+		 * Not told to the other end of a pair: the daemon would take it for the program's
+		 * end.
+		 */
 		if (!s->ktls)
 			wake_up_interruptible_all(&s->data->wq.wait);
 		sk->sk_state_change(sk);
@@ -311,7 +333,10 @@ int ssa_shutdown(struct socket *sock, int how)
 	return error;
 }
 
-/* Of the requests of tcp(7), those that are about data; all others, such as those about interfaces, are the inner socket's. */
+/*
+ * Of the requests of tcp(7), those that are about data; all others, such as those about interfaces,
+ * are the inner socket's.
+ */
 int ssa_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 {
 	struct ssa_sock *s = ssa_sk(sock->sk);

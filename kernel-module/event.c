@@ -2,9 +2,10 @@
 /*
  * Events on their way to the daemon, and its answers.
  *
- * An event is never pushed at the daemon: a daemon that does not read would then block the program that caused it.
- * Events are kept in a list, bounded for each user; one small message tells the daemon that there are some, and the
- * daemon fetches them until the list is empty.  No lock of a socket is needed here, so events may be posted under it.
+ * An event is never pushed at the daemon: a daemon that does not read would then block the program
+ * that caused it. Events are kept in a list, bounded for each user; one small message tells the
+ * daemon that there are some, and the daemon fetches them until the list is empty.  No lock of a
+ * socket is needed here, so events may be posted under it.
  */
 #include <linux/module.h>
 #include <linux/nsproxy.h>
@@ -96,8 +97,9 @@ int ssa_event_add_value(struct ssa_event *event, const void *data, size_t size)
 }
 
 /*
- * A number for the mount namespace in which the path of the executable holds.  Its inode number is not told to modules, so
- * this is a keyed hash: the same for the same namespace while the module is loaded, and nothing else.
+ * A number for the mount namespace in which the path of the executable holds.  Its inode number is
+ * not told to modules, so this is a keyed hash: the same for the same namespace while the module is
+ * loaded, and nothing else.
  */
 static u64 ssa_mount_namespace(void)
 {
@@ -147,8 +149,8 @@ int ssa_event_add_caller(struct ssa_event *event)
 }
 
 /*
- * Put an event in the list of its worker.  Where it wants an answer, the table of those that wait has a reference until there
- * is one.  The caller keeps its own.
+ * Put an event in the list of its worker.  Where it wants an answer, the table of those that wait
+ * has a reference until there is one.  The caller keeps its own.
  */
 int ssa_event_post(struct ssa_event *event)
 {
@@ -163,7 +165,10 @@ int ssa_event_post(struct ssa_event *event)
 		}
 	}
 	refcount_inc(&event->refs);
-	/* Either a worker that goes away finds the event in its list or in the table, and fails it, or it is gone already. */
+	/*
+	 * Either a worker that goes away finds the event in its list or in the table, and fails it,
+	 * or it is gone already.
+	 */
 	error = ssa_worker_post(event);
 	if (!error)
 		return 0;
@@ -179,7 +184,10 @@ static void ssa_event_complete(struct ssa_event *event, int result, const void *
 	struct sock *sk = ssa_get(event->id);
 	int refused = sk ? READ_ONCE(ssa_sk(sk)->refused) : 0;
 
-	/* The daemon does not know a socket that it has refused: why it has is what the program wants to hear. */
+	/*
+	 * The daemon does not know a socket that it has refused: why it has is what the program
+	 * wants to hear.
+	 */
 	if (result && refused)
 		result = refused;
 	event->result = result;
@@ -210,8 +218,12 @@ static void ssa_event_complete(struct ssa_event *event, int result, const void *
 	ssa_event_put(event);
 }
 
-/* A worker's answer; one to an event that does not wait is ignored, one to another worker's is refused. */
-int ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const void *value, size_t size)
+/*
+ * A worker's answer; one to an event that does not wait is ignored, one to another worker's is
+ * refused.
+ */
+int ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const void *value,
+		     size_t size)
 {
 	struct ssa_event *event;
 	int error = 0;
@@ -231,8 +243,8 @@ int ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const
 }
 
 /*
- * Wait for the answer to an event that was posted.  A signal ends the wait; the call may then be restarted, which makes
- * a new event.
+ * Wait for the answer to an event that was posted.  A signal ends the wait; the call may then be
+ * restarted, which makes a new event.
  */
 int ssa_event_wait(struct ssa_event *event)
 {

@@ -2,8 +2,8 @@
 /*
  * The files that options name.
  *
- * They are read here, with the rights of the program, from its root and its working directory, so that the daemon never opens
- * a path of a program.
+ * They are read here, with the rights of the program, from its root and its working directory, so
+ * that the daemon never opens a path of a program.
  */
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -32,7 +32,8 @@ static bool ssa_is_pem(const u8 *value, size_t size)
 /* Whether the value of an option is a path. */
 bool ssa_names_file(int name, const u8 *value, size_t size)
 {
-	return (name == TLS_TRUSTED_PEER_CERTIFICATES || name == TLS_CERTIFICATE_CHAIN || name == TLS_PRIVATE_KEY) &&
+	return (name == TLS_TRUSTED_PEER_CERTIFICATES || name == TLS_CERTIFICATE_CHAIN ||
+		name == TLS_PRIVATE_KEY) &&
 	       !ssa_is_pem(value, size);
 }
 
@@ -63,7 +64,8 @@ static int ssa_read_file(struct file *file, struct ssa_content *content)
 		size_t room = SSA_MAXIMUM_VALUE - content->size;
 		u8 probe;
 
-		got = room ? kernel_read(file, content->data + content->size, min_t(size_t, room, 65536), &position) :
+		got = room ? kernel_read(file, content->data + content->size,
+					 min_t(size_t, room, 65536), &position) :
 			     kernel_read(file, &probe, 1, &position);
 		if (got <= 0)
 			return got;
@@ -102,8 +104,8 @@ static bool ssa_is_ca(const char *name, int size)
 	return false;
 }
 
-static SSA_FILLDIR ssa_take_name(struct dir_context *context, const char *name, int size, loff_t offset, u64 inode,
-				 unsigned int type)
+static SSA_FILLDIR ssa_take_name(struct dir_context *context, const char *name, int size,
+				 loff_t offset, u64 inode, unsigned int type)
 {
 	struct ssa_names *names = container_of(context, struct ssa_names, context);
 	char *copy;
@@ -194,7 +196,8 @@ static int ssa_read_path(const char *path, bool directories, struct ssa_content 
 }
 
 /* An event for an option whose value names a file: the content, and the path for messages. */
-struct ssa_event *ssa_event_of_file(struct sock *sk, int level, int name, const u8 *value, size_t size)
+struct ssa_event *ssa_event_of_file(struct sock *sk, int level, int name, const u8 *value,
+				    size_t size)
 {
 	struct ssa_content content = {};
 	struct ssa_event *event;
@@ -211,15 +214,18 @@ struct ssa_event *ssa_event_of_file(struct sock *sk, int level, int name, const 
 	if (!path)
 		return ERR_PTR(-ENOMEM);
 	content.data = kvmalloc(SSA_MAXIMUM_VALUE, GFP_KERNEL_ACCOUNT);
-	error = content.data ? ssa_read_path(path, name == TLS_TRUSTED_PEER_CERTIFICATES, &content) : -ENOMEM;
+	error = content.data ?
+			ssa_read_path(path, name == TLS_TRUSTED_PEER_CERTIFICATES, &content) :
+			-ENOMEM;
 	event = ERR_PTR(error);
 	if (error) {
-		ssa_complain(ssa_sk(sk), "%s: \"%*pE\": %pe", ssa_option_name(name), (int)min_t(size_t, size, 256), path,
-			     event);
+		ssa_complain(ssa_sk(sk), "%s: \"%*pE\": %pe", ssa_option_name(name),
+			     (int)min_t(size_t, size, 256), path, event);
 		goto out;
 	}
 	event = ssa_event_new(sk, SSA_C_SETSOCKOPT_NOTIFY,
-			      content.size + SSA_MAXIMUM_CHUNKS * 2 * NLA_HDRLEN + nla_total_size(size + 1) + 32);
+			      content.size + SSA_MAXIMUM_CHUNKS * 2 * NLA_HDRLEN +
+				      nla_total_size(size + 1) + 32);
 	if (IS_ERR(event))
 		goto out;
 	ssa_event_add(event, SSA_A_OPTLEVEL, &level, sizeof(level));

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
 /*
- * TLS as a socket protocol: the constants for socket(2), connect(2), getsockopt(2) and setsockopt(2).
+ * TLS as a socket protocol: the constants for socket(2), connect(2), getsockopt(2) and
+ * setsockopt(2).
  *
  *	int s = socket(AF_INET, SOCK_STREAM, IPPROTO_TLS);
  *	setsockopt(s, IPPROTO_TLS, TLS_REMOTE_HOSTNAME, "example.org", sizeof("example.org"));
@@ -34,7 +35,7 @@ struct host_addr {
 	unsigned char name[HOSTNAME_MAX];	/* ends with a NUL */
 };
 
-/* An address with a name, for connect(2): the name is resolved, and is the identity that the peer must prove. */
+/* For connect(2): the name is resolved, and is the identity that the peer must prove. */
 struct sockaddr_host {
 #ifdef __KERNEL__
 	__kernel_sa_family_t sh_family;		/* AF_HOSTNAME */
@@ -48,14 +49,14 @@ struct sockaddr_host {
 
 /* Options at level IPPROTO_TLS. */
 #define TLS_REMOTE_HOSTNAME		85	/* string: whom to talk to */
-#define TLS_HOSTNAME			86	/* string: a name that we serve, or that the client asked for */
-#define TLS_TRUSTED_PEER_CERTIFICATES	87	/* PEM or a path: the only issuers to trust; set only */
+#define TLS_HOSTNAME			86	/* string: a name that we serve or were asked for */
+#define TLS_TRUSTED_PEER_CERTIFICATES	87	/* PEM or a path: whom to trust; set only */
 #define TLS_CERTIFICATE_CHAIN		88	/* PEM or a path: our certificates, leaf first */
 #define TLS_PRIVATE_KEY			89	/* PEM or a path: set only */
 #define TLS_ALPN			90	/* string: "h2,http/1.1" */
 #define TLS_SESSION_TTL			91	/* int: seconds, 0: no resumption */
 #define TLS_DISABLE_CIPHER		92	/* string: one cipher; set only */
-#define TLS_PEER_IDENTITY		93	/* string: subject of the peer's certificate; get only */
+#define TLS_PEER_IDENTITY		93	/* string: the peer's subject; get only */
 #define TLS_REQUEST_PEER_AUTH		94	/* int: TLS_PEER_AUTH_... */
 #define TLS_PEER_CERTIFICATE_CHAIN	95	/* PEM; get only */
 #define TLS_ID				96	/* 64 bits, unsigned; get only */
@@ -67,7 +68,7 @@ struct sockaddr_host {
 #define TLS_OCSP_CHECKS			104	/* int: 0 or 1 */
 #define TLS_CRL_CHECKS			105	/* int: 0 or 1 */
 #define TLS_CACHED_REV_CHECKS		106	/* int: 0 or 1 */
-#define TLS_CONTEXT			107	/* 64 bits, unsigned: TLS_ID of a socket to copy the options of */
+#define TLS_CONTEXT			107	/* 64 bits: TLS_ID whose options to copy */
 #define TLS_SESSION_REUSE		108	/* int: 0 or 1 */
 #define TLS_RESUMED_SESSION		109	/* int: 0 or 1; get only */
 #define TLS_ENABLE_CIPHER		110	/* string: one cipher; set only */

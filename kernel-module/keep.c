@@ -2,8 +2,9 @@
 /*
  * Options of the connection, for connections that are yet to be made.
  *
- * A connect to a name makes a TCP socket for each address that is tried.  What the program has set on the inner socket before
- * has to hold for whichever of them is chosen, so it is kept, each option once, in the order in which they were first set.
+ * A connect to a name makes a TCP socket for each address that is tried.  What the program has set
+ * on the inner socket before has to hold for whichever of them is chosen, so it is kept, each
+ * option once, in the order in which they were first set.
  */
 #include <linux/module.h>
 #include <linux/slab.h>
@@ -51,15 +52,18 @@ int ssa_keep(struct ssa_sock *s, int level, int name, const void *value, unsigne
 	return 0;
 }
 
-/* Set on a new inner socket what was set before.  With the program's credentials, under lock_sock. */
+/*
+ * Set on a new inner socket what was set before.  With the program's credentials, under lock_sock.
+ */
 int ssa_apply_kept(struct ssa_sock *s, struct socket *inner)
 {
 	struct ssa_kept *kept;
 	int error;
 
 	list_for_each_entry(kept, &s->kept, link) {
-		error = READ_ONCE(inner->ops)->setsockopt(inner, kept->level, kept->name, KERNEL_SOCKPTR(kept->value),
-							  kept->size);
+		error = READ_ONCE(inner->ops)
+				->setsockopt(inner, kept->level, kept->name,
+					     KERNEL_SOCKPTR(kept->value), kept->size);
 		if (error)
 			return error;
 	}

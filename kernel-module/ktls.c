@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * kTLS: the daemon has installed keys on the inner TCP socket, which then is the data socket too.  Here are the records
- * that are no data.
+ * kTLS: the daemon has installed keys on the inner TCP socket, which then is the data socket too.
+ * Here are the records that are no data.
  *
- * One at a time receives, since a control record may come in pieces, and what comes next must not go to somebody else.
+ * One at a time receives, since a control record may come in pieces, and what comes next must not
+ * go to somebody else.
  */
 #include <linux/module.h>
 #include <net/tcp.h>
@@ -77,7 +78,8 @@ static int ssa_alerts(struct ssa_sock *s, const u8 *data, int size)
 {
 	for (; size; size--, data++) {
 		s->alert_half = !s->alert_half;
-		if (s->alert_half || *data == SSA_ALERT_USER_CANCELED)	/* which announces close_notify */
+		/* which announces close_notify */
+		if (s->alert_half || *data == SSA_ALERT_USER_CANCELED)
 			continue;
 		return *data == SSA_ALERT_CLOSE_NOTIFY ? 0 : -ECONNRESET;
 	}
@@ -134,7 +136,10 @@ static u8 ssa_type_of(const union ssa_record_type *type)
 	return type->header.cmsg_len ? *(u8 *)CMSG_DATA(&type->header) : SSA_RECORD_DATA;
 }
 
-/* Receive into the kernel's own memory, with room for the record's type: without it kTLS answers EIO. */
+/*
+ * Receive into the kernel's own memory, with room for the record's type: without it kTLS answers
+ * EIO.
+ */
 static int ssa_receive(struct ssa_sock *s, void *data, int size, int flags, u8 *type)
 {
 	union ssa_record_type control = {};
@@ -146,7 +151,10 @@ static int ssa_receive(struct ssa_sock *s, void *data, int size, int flags, u8 *
 	return got;
 }
 
-/* Drop the control records that come next.  1: data may follow, or nothing; 0: end of stream; or an error. */
+/*
+ * Drop the control records that come next.  1: data may follow, or nothing; 0: end of stream; or an
+ * error.
+ */
 static int ssa_ktls_drop(struct ssa_sock *s)
 {
 	int got, result, dropped;
@@ -174,7 +182,9 @@ static int ssa_ktls_drop(struct ssa_sock *s)
 	return 1;
 }
 
-/* A control record, or its beginning, has come into the program's buffer: read it back from there. */
+/*
+ * A control record, or its beginning, has come into the program's buffer: read it back from there.
+ */
 static int ssa_ktls_read_back(struct ssa_sock *s, u8 type, struct iov_iter start, int size)
 {
 	u8 buffer[256];
@@ -192,8 +202,12 @@ static int ssa_ktls_read_back(struct ssa_sock *s, u8 type, struct iov_iter start
 	return result;
 }
 
-/* Receive once: the size of data, 0: end of stream, or an error; or try again, where records were dropped. */
-static int ssa_ktls_receive(struct ssa_sock *s, struct msghdr *msg, size_t len, int flags, bool *again)
+/*
+ * Receive once: the size of data, 0: end of stream, or an error; or try again, where records were
+ * dropped.
+ */
+static int ssa_ktls_receive(struct ssa_sock *s, struct msghdr *msg, size_t len, int flags,
+			    bool *again)
 {
 	struct iov_iter start = msg->msg_iter;
 	union ssa_record_type control = {};
@@ -262,8 +276,8 @@ static void ssa_ktls_leave(struct ssa_sock *s)
 }
 
 /*
- * Receive from a kTLS socket.  Only data reaches the program; of the other records the end of stream is one, tickets
- * are dropped, and anything else is an error.
+ * Receive from a kTLS socket.  Only data reaches the program; of the other records the end of
+ * stream is one, tickets are dropped, and anything else is an error.
  */
 int ssa_ktls_recvmsg(struct ssa_sock *s, struct msghdr *msg, size_t len, int flags)
 {
@@ -320,8 +334,8 @@ int ssa_ktls_may_send(struct ssa_sock *s, int flags)
 }
 
 /*
- * kTLS refuses to send with flags that TCP passes over, and lets a record that more is announced for wait for ever, where
- * TCP waits for a moment.
+ * kTLS refuses to send with flags that TCP passes over, and lets a record that more is announced
+ * for wait for ever, where TCP waits for a moment.
  */
 void ssa_ktls_flags(struct msghdr *msg)
 {
@@ -341,7 +355,8 @@ int ssa_ktls_available(struct ssa_sock *s)
 		return 0;	/* somebody waits for data */
 	if (!READ_ONCE(s->fault) && !READ_ONCE(s->ended) && ssa_ktls_drop(s) > 0) {
 		iov_iter_discard(&msg.msg_iter, READ, size);
-		got = READ_ONCE(s->inner->ops)->recvmsg(s->inner, &msg, size, MSG_DONTWAIT | MSG_PEEK);
+		got = READ_ONCE(s->inner->ops)
+			      ->recvmsg(s->inner, &msg, size, MSG_DONTWAIT | MSG_PEEK);
 		if (ssa_type_of(&control) != SSA_RECORD_DATA)
 			got = 0;
 	}
@@ -350,8 +365,8 @@ int ssa_ktls_available(struct ssa_sock *s)
 }
 
 /*
- * Send close_notify over kTLS, with room for it, and for a record that waits, even where the send buffer is full.
- * Waits for a program that sends at this moment; a signal ends that.
+ * Send close_notify over kTLS, with room for it, and for a record that waits, even where the send
+ * buffer is full. Waits for a program that sends at this moment; a signal ends that.
  */
 static int ssa_close_notify(struct ssa_sock *s)
 {
@@ -375,7 +390,10 @@ static int ssa_close_notify(struct ssa_sock *s)
 	return kernel_sendmsg(s->inner, &msg, &vec, 1, sizeof(alert));
 }
 
-/* As TCP, but for close_notify before FIN.  Without the lock of the TLS socket: it may have to wait. */
+/*
+ * As TCP, but for close_notify before FIN.  Without the lock of the TLS socket: it may have to
+ * wait.
+ */
 int ssa_ktls_shutdown(struct ssa_sock *s, int how)
 {
 	if (how != SHUT_RD && ssa_close_notify(s) == -EINTR)
@@ -386,7 +404,9 @@ int ssa_ktls_shutdown(struct ssa_sock *s, int how)
 /* The program has closed; the daemon may hold a descriptor for longer. */
 void ssa_ktls_close(struct ssa_sock *s)
 {
-	/* For unread data TCP sends a reset and throws away what it has not sent; tickets are none. */
+	/*
+	 * For unread data TCP sends a reset and throws away what it has not sent; tickets are none.
+	 */
 	if (!READ_ONCE(s->fault) && !READ_ONCE(s->ended))
 		ssa_ktls_drop(s);
 	ssa_close_notify(s);

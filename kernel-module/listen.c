@@ -94,7 +94,10 @@ unlock:
 	return error;
 }
 
-/* A connection whose handshake has ended, not yet in a program.  Takes its own references of the files. */
+/*
+ * A connection whose handshake has ended, not yet in a program.  Takes its own references of the
+ * files.
+ */
 struct sock *ssa_child_new(struct sock *listener, struct file *tcp, struct file *data, bool ktls)
 {
 	struct ssa_sock *parent = ssa_sk(listener);

@@ -2,8 +2,9 @@
 /*
  * The generic netlink family: what the daemon asks for.
  *
- * Only the registered daemon may ask or answer: a socket of the initial network namespace whose sender has CAP_NET_ADMIN
- * in the initial user namespace.  When that socket is released, everything that waits ends.
+ * Only the registered daemon may ask or answer: a socket of the initial network namespace whose
+ * sender has CAP_NET_ADMIN in the initial user namespace.  When that socket is released, everything
+ * that waits ends.
  */
 #include <linux/module.h>
 #include <linux/netlink.h>
@@ -17,8 +18,8 @@ static const struct genl_multicast_group ssa_groups[] = {
 };
 
 /*
- * Tell a worker that there are events, or, with the port 0, all who listen that a daemon may register.  Never blocks.  What
- * cannot be sent shows as ENOBUFS at the receivers, which then ask.
+ * Tell a worker that there are events, or, with the port 0, all who listen that a daemon may
+ * register.  Never blocks.  What cannot be sent shows as ENOBUFS at the receivers, which then ask.
  */
 void ssa_kick(u32 portid)
 {
@@ -75,7 +76,8 @@ static struct sock *ssa_named(struct genl_info *info)
 }
 
 /* Reply to a request with a descriptor; takes over one reference of the file, also on error. */
-static int ssa_reply(struct genl_info *info, struct socket *named, u64 id, u64 new_id, struct file *file)
+static int ssa_reply(struct genl_info *info, struct socket *named, u64 id, u64 new_id,
+		     struct file *file)
 {
 	struct sockaddr_storage address;
 	struct sk_buff *skb;
@@ -208,7 +210,8 @@ static int ssa_do_next(struct sk_buff *skb, struct genl_info *info)
 	genlmsg_end(reply, header);
 	error = genlmsg_reply(reply, info);
 	if (error)
-		ssa_worker_return(event);	/* the daemon's receive buffer is full: it will ask again */
+		/* the daemon's receive buffer is full: it will ask again */
+		ssa_worker_return(event);
 	else
 		ssa_event_put(event);
 	return error;
@@ -249,8 +252,8 @@ static int ssa_do_answer(struct sk_buff *skb, struct genl_info *info)
 			}
 		}
 	}
-	error = ssa_event_answer(session, nla_get_u64(info->attrs[SSA_A_EVENT]), nla_get_u64(info->attrs[SSA_A_ID]), result,
-				 value, size);
+	error = ssa_event_answer(session, nla_get_u64(info->attrs[SSA_A_EVENT]),
+				 nla_get_u64(info->attrs[SSA_A_ID]), result, value, size);
 	if (error)
 		GENL_SET_ERR_MSG(info, "the event is another worker's");
 	kvfree(value);
@@ -273,7 +276,10 @@ static void ssa_forget_candidates(struct ssa_sock *s)
 	s->candidate_count = kept;
 }
 
-/* Bind a new inner socket where the program has bound the first one; both may have the address, since both are the program's. */
+/*
+ * Bind a new inner socket where the program has bound the first one; both may have the address,
+ * since both are the program's.
+ */
 static int ssa_bind_as_first(struct ssa_sock *s, struct socket *inner)
 {
 	struct sockaddr_storage address;
@@ -293,8 +299,12 @@ static int ssa_bind_as_first(struct ssa_sock *s, struct socket *inner)
 	return error;
 }
 
-/* A TCP socket that is connecting to an address; with the credentials of the program, under lock_sock. */
-static struct file *ssa_candidate_new(struct ssa_sock *s, struct sockaddr_storage *address, int size)
+/*
+ * A TCP socket that is connecting to an address; with the credentials of the program, under
+ * lock_sock.
+ */
+static struct file *ssa_candidate_new(struct ssa_sock *s, struct sockaddr_storage *address,
+				      int size)
 {
 	struct sock *sk = (struct sock *)s;
 	struct socket *inner;
@@ -313,7 +323,8 @@ static struct file *ssa_candidate_new(struct ssa_sock *s, struct sockaddr_storag
 	if (!error)
 		error = ssa_bind_as_first(s, inner);
 	if (!error)
-		error = READ_ONCE(inner->ops)->connect(inner, (struct sockaddr *)address, size, O_NONBLOCK);
+		error = READ_ONCE(inner->ops)
+				->connect(inner, (struct sockaddr *)address, size, O_NONBLOCK);
 	if (error && error != -EINPROGRESS) {
 		fput(file);
 		return ERR_PTR(error);
@@ -321,7 +332,10 @@ static struct file *ssa_candidate_new(struct ssa_sock *s, struct sockaddr_storag
 	return file;
 }
 
-/* An attempt to one of the addresses of a name, with the credentials of the program, in its network namespace. */
+/*
+ * An attempt to one of the addresses of a name, with the credentials of the program, in its network
+ * namespace.
+ */
 static int ssa_fetch_address(struct sock *sk, struct genl_info *info)
 {
 	struct ssa_sock *s = ssa_sk(sk);
@@ -397,15 +411,20 @@ static bool ssa_same(struct socket *sock, bool peer, const struct nlattr *attrib
 	struct sockaddr_storage address;
 	int size = ssa_address(sock, peer, &address);
 
-	return size > 0 && size <= nla_len(attribute) && !memcmp(&address, nla_data(attribute), size);
+	return size > 0 && size <= nla_len(attribute) &&
+	       !memcmp(&address, nla_data(attribute), size);
 }
 
-/* Of the attempts to the addresses of a name, the one that the daemon has chosen; the others end.  Under lock_sock. */
+/*
+ * Of the attempts to the addresses of a name, the one that the daemon has chosen; the others end.
+ * Under lock_sock.
+ */
 static int ssa_choose(struct ssa_sock *s, struct genl_info *info)
 {
 	struct file *chosen = NULL;
 
-	if (GENL_REQ_ATTR_CHECK(info, SSA_A_SOCKADDR_EXTERNAL) || GENL_REQ_ATTR_CHECK(info, SSA_A_SOCKADDR_REMOTE))
+	if (GENL_REQ_ATTR_CHECK(info, SSA_A_SOCKADDR_EXTERNAL) ||
+	    GENL_REQ_ATTR_CHECK(info, SSA_A_SOCKADDR_REMOTE))
 		return -EINVAL;
 	while (s->candidate_count) {
 		struct file *file = s->candidates[--s->candidate_count];
@@ -436,7 +455,8 @@ static int ssa_do_established(struct sk_buff *skb, struct genl_info *info)
 	if (IS_ERR(sk))
 		return PTR_ERR(sk);
 	s = ssa_sk(sk);
-	ktls = info->attrs[SSA_A_DATA_PATH] && nla_get_u8(info->attrs[SSA_A_DATA_PATH]) == SSA_DATA_PATH_KTLS;
+	ktls = info->attrs[SSA_A_DATA_PATH] &&
+	       nla_get_u8(info->attrs[SSA_A_DATA_PATH]) == SSA_DATA_PATH_KTLS;
 	if (!ktls) {
 		error = ssa_pair(genl_info_net(info), &ours, &theirs);
 		if (error)
@@ -494,7 +514,8 @@ static int ssa_do_accepted(struct sk_buff *skb, struct genl_info *info)
 	if (IS_ERR(sk))
 		return PTR_ERR(sk);
 	s = ssa_sk(sk);
-	ktls = info->attrs[SSA_A_DATA_PATH] && nla_get_u8(info->attrs[SSA_A_DATA_PATH]) == SSA_DATA_PATH_KTLS;
+	ktls = info->attrs[SSA_A_DATA_PATH] &&
+	       nla_get_u8(info->attrs[SSA_A_DATA_PATH]) == SSA_DATA_PATH_KTLS;
 	error = -EINVAL;
 	if (GENL_REQ_ATTR_CHECK(info, SSA_A_FD))
 		goto put;
@@ -526,7 +547,8 @@ static int ssa_do_accepted(struct sk_buff *skb, struct genl_info *info)
 	else if (s->queued > s->backlog)
 		error = -EAGAIN;
 	else
-		error = ssa_reply(info, NULL, s->id, ssa_sk(child)->id, theirs ? get_file(theirs) : NULL);
+		error = ssa_reply(info, NULL, s->id, ssa_sk(child)->id,
+				  theirs ? get_file(theirs) : NULL);
 	if (!error) {
 		list_add_tail(&ssa_sk(child)->link, &s->queue);
 		s->queued++;
@@ -560,8 +582,10 @@ static int ssa_do_eof(struct sk_buff *skb, struct genl_info *info)
 
 static const struct nla_policy ssa_policy[SSA_A_MAX + 1] = {
 	[SSA_A_ID] = { .type = NLA_U64 },
-	[SSA_A_SOCKADDR_EXTERNAL] = NLA_POLICY_RANGE(NLA_BINARY, sizeof(struct sockaddr_in), SSA_MAXIMUM_SOCKADDR),
-	[SSA_A_SOCKADDR_REMOTE] = NLA_POLICY_RANGE(NLA_BINARY, sizeof(struct sockaddr_in), SSA_MAXIMUM_SOCKADDR),
+	[SSA_A_SOCKADDR_EXTERNAL] =
+		NLA_POLICY_RANGE(NLA_BINARY, sizeof(struct sockaddr_in), SSA_MAXIMUM_SOCKADDR),
+	[SSA_A_SOCKADDR_REMOTE] =
+		NLA_POLICY_RANGE(NLA_BINARY, sizeof(struct sockaddr_in), SSA_MAXIMUM_SOCKADDR),
 	[SSA_A_OPTVAL] = { .type = NLA_BINARY, .len = SSA_MAXIMUM_CHUNK },
 	[SSA_A_RETURN] = NLA_POLICY_RANGE(NLA_S32, -MAX_ERRNO, 0),
 	[SSA_A_EVENT] = { .type = NLA_U64 },
@@ -606,7 +630,8 @@ static int ssa_netlink_event(struct notifier_block *block, unsigned long action,
 	LIST_HEAD(events);
 	bool last;
 
-	if (action != NETLINK_URELEASE || notify->protocol != NETLINK_GENERIC || !net_eq(notify->net, &init_net))
+	if (action != NETLINK_URELEASE || notify->protocol != NETLINK_GENERIC ||
+	    !net_eq(notify->net, &init_net))
 		return NOTIFY_DONE;
 	session = ssa_worker_remove(notify->portid, &events, &last);
 	if (!session)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * getsockopt and setsockopt: those of TLS are the daemon's, those of the connection are the inner socket's.
+ * getsockopt and setsockopt: those of TLS are the daemon's, those of the connection are the inner
+ * socket's.
  */
 #include <linux/module.h>
 #include <linux/slab.h>
@@ -56,7 +57,10 @@ void ssa_apply_delays(struct ssa_sock *s)
 	ops->setsockopt(s->inner, SOL_TCP, TCP_CORK, KERNEL_SOCKPTR(&cork), sizeof(cork));
 }
 
-/* The relay wants its segments at once; the program's choice would only slow it, and is what it reads back. */
+/*
+ * The relay wants its segments at once; the program's choice would only slow it, and is what it
+ * reads back.
+ */
 static int ssa_set_delay(struct sock *sk, int name, sockptr_t value, unsigned int size)
 {
 	struct ssa_sock *s = ssa_sk(sk);
@@ -77,9 +81,9 @@ static int ssa_set_delay(struct sock *sk, int name, sockptr_t value, unsigned in
 }
 
 /*
- * An option of the connection.  What is set before there is one, or while a name's are made, holds for whichever it will be.
- * The value is copied without the lock: the program's memory may be a file system's that takes its time, and the daemon must
- * not wait for that.
+ * An option of the connection.  What is set before there is one, or while a name's are made, holds
+ * for whichever it will be. The value is copied without the lock: the program's memory may be a
+ * file system's that takes its time, and the daemon must not wait for that.
  */
 static int ssa_set_inner(struct sock *sk, int level, int name, sockptr_t value, unsigned int size)
 {
@@ -94,13 +98,16 @@ static int ssa_set_inner(struct sock *sk, int level, int name, sockptr_t value, 
 	if (IS_ERR(copy))
 		return PTR_ERR(copy);
 	lock_sock(sk);
-	error = READ_ONCE(s->inner->ops)->setsockopt(s->inner, level, name, KERNEL_SOCKPTR(copy), size);
+	error = READ_ONCE(s->inner->ops)
+			->setsockopt(s->inner, level, name, KERNEL_SOCKPTR(copy), size);
 	if (!error && (s->state == SSA_NEW || (s->state == SSA_CONNECTING && s->cred)))
 		error = ssa_keep(s, level, name, copy, size);
-	for (index = 0; !error && s->state == SSA_CONNECTING && index < s->candidate_count; index++) {
+	for (index = 0; !error && s->state == SSA_CONNECTING && index < s->candidate_count;
+	     index++) {
 		struct socket *candidate = sock_from_file(s->candidates[index]);
 
-		error = READ_ONCE(candidate->ops)->setsockopt(candidate, level, name, KERNEL_SOCKPTR(copy), size);
+		error = READ_ONCE(candidate->ops)
+				->setsockopt(candidate, level, name, KERNEL_SOCKPTR(copy), size);
 	}
 	release_sock(sk);
 	kfree(copy);
@@ -157,7 +164,9 @@ int ssa_setsockopt(struct socket *sock, int level, int name, sockptr_t value, un
 	if (level != IPPROTO_TLS) {
 		error = ssa_forbidden(level, name);
 		if (error) {
-			ssa_complain(s, "option %d of level %d is not available: it could bypass TLS", name, level);
+			ssa_complain(s,
+				     "option %d of level %d is not available: it could bypass TLS",
+				     name, level);
 			return error;
 		}
 		if (level == SOL_TCP && (name == TCP_NODELAY || name == TCP_CORK))
@@ -165,7 +174,8 @@ int ssa_setsockopt(struct socket *sock, int level, int name, sockptr_t value, un
 		return ssa_set_inner(sk, level, name, value, size);
 	}
 	if (size > SSA_MAXIMUM_OPTION) {
-		ssa_complain(s, "an option's value has at most %d bytes, not %u", SSA_MAXIMUM_OPTION, size);
+		ssa_complain(s, "an option's value has at most %d bytes, not %u",
+			     SSA_MAXIMUM_OPTION, size);
 		return -EMSGSIZE;
 	}
 	copy = kvmalloc(size ?: 1, GFP_KERNEL_ACCOUNT);
@@ -208,7 +218,8 @@ static int ssa_give_integer(char __user *value, int __user *size, int integer)
 	return 0;
 }
 
-static int ssa_get_tls(struct sock *sk, int level, int name, char __user *value, int __user *size, int room)
+static int ssa_get_tls(struct sock *sk, int level, int name, char __user *value, int __user *size,
+		       int room)
 {
 	struct ssa_event *event;
 	int error;
@@ -230,7 +241,8 @@ static int ssa_get_tls(struct sock *sk, int level, int name, char __user *value,
 	return error;
 }
 
-static int ssa_get_inner(struct ssa_sock *s, int level, int name, char __user *value, int __user *size)
+static int ssa_get_inner(struct ssa_sock *s, int level, int name, char __user *value,
+			 int __user *size)
 {
 	struct file *file = ssa_hold_inner(s);
 	struct socket *inner = sock_from_file(file);

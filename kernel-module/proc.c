@@ -2,7 +2,8 @@
 /*
  * /proc/net/ssa: the TLS sockets of a network namespace, and what /proc/PID/fdinfo says of each.
  *
- * The inner TCP sockets stand in /proc/net/tcp, and in what ss shows, under the inode that both name here.
+ * The inner TCP sockets stand in /proc/net/tcp, and in what ss shows, under the inode that both
+ * name here.
  */
 #include <linux/module.h>
 #include <linux/proc_fs.h>
@@ -104,7 +105,8 @@ static int ssa_seq_show(struct seq_file *seq, void *found)
 	lock_sock(sk);
 	if (s->state != SSA_CLOSED && s->inner_file) {
 		seq_printf(seq, "%llu %s %s %u %lu %lu", s->id, ssa_states[s->state], ssa_path(s),
-			   from_kuid_munged(seq_user_ns(seq), s->user->uid), sock_i_ino(sk), ssa_inode(s->inner));
+			   from_kuid_munged(seq_user_ns(seq), s->user->uid), sock_i_ino(sk),
+			   ssa_inode(s->inner));
 		ssa_seq_address(seq, s->inner, false);
 		ssa_seq_address(seq, s->inner, true);
 		seq_putc(seq, '\n');
@@ -122,7 +124,11 @@ static const struct seq_operations ssa_seq = {
 
 static int __net_init ssa_net_init(struct net *net)
 {
-	return proc_create_net("ssa", 0444, net->proc_net, &ssa_seq, sizeof(struct seq_net_private)) ? 0 : -ENOMEM;
+	struct proc_dir_entry *entry;
+
+	entry = proc_create_net("ssa", 0444, net->proc_net, &ssa_seq,
+				sizeof(struct seq_net_private));
+	return entry ? 0 : -ENOMEM;
 }
 
 static void __net_exit ssa_net_exit(struct net *net)

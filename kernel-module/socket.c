@@ -2,9 +2,10 @@
 /*
  * The life of a TLS socket.
  *
- * A TLS socket owns an inner TCP socket that is made in the program's context: namespace, credentials, cgroup and security
- * labels are the program's.  bind, connect and listen act on it.  The daemon fetches a descriptor of it, does the
- * handshake, and then reports where the plaintext goes.
+ * A TLS socket owns an inner TCP socket that is made in the program's context: namespace,
+ * credentials, cgroup and security labels are the program's.  bind, connect and listen act on it.
+ * The daemon fetches a descriptor of it, does the handshake, and then reports where the plaintext
+ * goes.
  */
 #include <linux/module.h>
 #include <linux/slab.h>
@@ -50,7 +51,8 @@ void ssa_fields(struct sock *sk)
 	init_waitqueue_head(&s->receivers);
 	/* Inner sockets are of the ordinary classes, and are locked inside of ours. */
 	sock_prot_inuse_add(sock_net(sk), sk->sk_prot, 1);
-	sock_lock_init_class_and_name(sk, "slock-SSA", &ssa_slock_key, "sk_lock-SSA", &ssa_lock_key);
+	sock_lock_init_class_and_name(sk, "slock-SSA", &ssa_slock_key, "sk_lock-SSA",
+				      &ssa_lock_key);
 }
 
 void ssa_graft(struct ssa_sock *s, struct socket *sock)
@@ -61,8 +63,8 @@ void ssa_graft(struct ssa_sock *s, struct socket *sock)
 }
 
 /*
- * SOL_SOCKET options live in the outer sock, since the core sets them there.  Copy them to an inner one before it is
- * used, and at the end.
+ * SOL_SOCKET options live in the outer sock, since the core sets them there.  Copy them to an inner
+ * one before it is used, and at the end.
  */
 void ssa_carry_to(struct sock *sk, struct sock *inner)
 {
@@ -131,7 +133,8 @@ static int ssa_announce(struct sock *sk)
 	error = ssa_prepare_close(s);
 	if (error)
 		return error;
-	event = ssa_event_new(sk, SSA_C_SOCKET_NOTIFY, SSA_CALLER_SIZE + nla_total_size(sizeof(family)));
+	event = ssa_event_new(sk, SSA_C_SOCKET_NOTIFY,
+			      SSA_CALLER_SIZE + nla_total_size(sizeof(family)));
 	if (IS_ERR(event))
 		return PTR_ERR(event);
 	ssa_event_add(event, SSA_A_FAMILY, &family, sizeof(family));
@@ -158,7 +161,10 @@ static int ssa_init_sock(struct sock *sk)
 	if (error)
 		return error;
 	ssa_graft(s, sk->sk_socket);
-	/* Not a kernel socket: it holds the namespace, and security modules and cgroups see the caller. */
+	/*
+	 * Not a kernel socket: it holds the namespace, and security modules and cgroups see the
+	 * caller.
+	 */
 	error = __sock_create(sock_net(sk), sk->sk_family, SOCK_STREAM, IPPROTO_TCP, &inner, 0);
 	if (error)
 		return error;
@@ -243,7 +249,10 @@ static void ssa_close(struct sock *sk, long timeout)
 	sk_common_release(sk);
 }
 
-/* Room to send is told only to whoever has missed it, as TCP does: edge-triggered epoll tells the program of each wakeup. */
+/*
+ * Room to send is told only to whoever has missed it, as TCP does: edge-triggered epoll tells the
+ * program of each wakeup.
+ */
 static bool ssa_is_idle(struct ssa_sock *s, void *key)
 {
 	__poll_t events = key_to_poll(key);
@@ -253,14 +262,18 @@ static bool ssa_is_idle(struct ssa_sock *s, void *key)
 	return !test_and_clear_bit(SSA_NOSPACE, &s->flags);
 }
 
-/* Let SO_ERROR tell that a connection is broken.  Under the lock of the queue of the data socket, or at its beginning. */
+/*
+ * Let SO_ERROR tell that a connection is broken.  Under the lock of the queue of the data socket,
+ * or at its beginning.
+ */
 static void ssa_note_end(struct ssa_sock *s)
 {
 	struct sock *sk = (struct sock *)s, *data = s->data->sk;
 	int error = READ_ONCE(data->sk_err);
 
 	/* An end that nobody vouches for; kTLS knows only when its last record has been read. */
-	if (!error && !s->ktls && (READ_ONCE(data->sk_shutdown) & RCV_SHUTDOWN) && !READ_ONCE(s->eof) && !READ_ONCE(s->shut))
+	if (!error && !s->ktls && (READ_ONCE(data->sk_shutdown) & RCV_SHUTDOWN) &&
+	    !READ_ONCE(s->eof) && !READ_ONCE(s->shut))
 		error = ECONNRESET;
 	if (s->ktls && (error == EBADMSG || error == EMSGSIZE || error == EINVAL))
 		error = ECONNRESET;	/* what kTLS says of records that are none */
@@ -284,17 +297,21 @@ static int ssa_wake(wait_queue_entry_t *entry, unsigned int mode, int sync, void
 			wake_up_interruptible_all(&wq->wait);
 	}
 	if (READ_ONCE(wq->fasync_list))
-		kill_fasync(&wq->fasync_list, SIGIO, key_to_poll(key) & EPOLLIN ? POLL_IN : POLL_OUT);
+		kill_fasync(&wq->fasync_list, SIGIO,
+			    key_to_poll(key) & EPOLLIN ? POLL_IN : POLL_OUT);
 	return 0;
 }
 
-/* A send found too little room: there may be some again, and its wakeup may have come before we asked for it. */
+/*
+ * A send found too little room: there may be some again, and its wakeup may have come before we
+ * asked for it.
+ */
 void ssa_want_space(struct ssa_sock *s)
 {
 	struct socket_wq *wq = READ_ONCE(s->wq);
 
 	set_bit(SSA_NOSPACE, &s->flags);
-	smp_mb__after_atomic();
+	smp_mb__after_atomic();		/* the mark, then the look; ssa_wake the other way */
 	if (wq && READ_ONCE(s->data->ops)->poll(NULL, s->data, NULL) & EPOLLOUT)
 		wake_up_interruptible_poll(&wq->wait, EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
 }
@@ -355,7 +372,10 @@ static struct sock *ssa_find_of(unsigned int session, unsigned long *id)
 	return sk;
 }
 
-/* A worker is gone: attempts and listeners end.  Connections over kTLS go on; those of the relay end by themselves. */
+/*
+ * A worker is gone: attempts and listeners end.  Connections over kTLS go on; those of the relay
+ * end by themselves.
+ */
 void ssa_daemon_gone(unsigned int session)
 {
 	unsigned long id = 0;
@@ -406,7 +426,10 @@ static bool ssa_is_sent(struct ssa_sock *s)
 	return (1 << state) & (TCPF_FIN_WAIT2 | TCPF_TIME_WAIT | TCPF_CLOSE);
 }
 
-/* SO_LINGER: wait until the daemon has sent what the program has written, and the peer's TCP has it, but not for longer. */
+/*
+ * SO_LINGER: wait until the daemon has sent what the program has written, and the peer's TCP has
+ * it, but not for longer.
+ */
 static void ssa_linger(struct ssa_sock *s, struct sock *sk)
 {
 	long left = sk->sk_lingertime, part;
@@ -417,7 +440,8 @@ static void ssa_linger(struct ssa_sock *s, struct sock *sk)
 	/* The end of the worker wakes nobody here. */
 	for (; left > 0 && !ssa_is_sent(s) && ssa_worker_alive(s->session); left -= HZ) {
 		part = min_t(long, left, HZ);
-		if (wait_event_interruptible_timeout(*sk_sleep(s->inner->sk), ssa_is_sent(s), part) < 0)
+		if (wait_event_interruptible_timeout(*sk_sleep(s->inner->sk), ssa_is_sent(s),
+						     part) < 0)
 			return;
 	}
 }
@@ -480,7 +504,10 @@ static int ssa_bind(struct socket *sock, struct sockaddr *address, int size)
 		error = READ_ONCE(s->inner->ops)->bind(s->inner, address, size);
 	}
 	if (!error) {
-		/* Whoever may bind to this address now may connect from it later, to each address of a name. */
+		/*
+		 * Whoever may bind to this address now may connect from it later, to each address
+		 * of a name.
+		 */
 		put_cred(s->binder);
 		s->binder = get_current_cred();
 	}
@@ -509,7 +536,8 @@ int ssa_await(struct socket *sock, bool nonblock)
 	if (!timeout)
 		return -EINPROGRESS;
 	release_sock(sk);
-	left = wait_event_interruptible_timeout(*sk_sleep(sk), ssa_state(s) != SSA_CONNECTING, timeout);
+	left = wait_event_interruptible_timeout(*sk_sleep(sk), ssa_state(s) != SSA_CONNECTING,
+						timeout);
 	lock_sock(sk);
 	if (s->state == SSA_CONNECTING)
 		return left < 0 ? sock_intr_errno(timeout) : -EINPROGRESS;
@@ -520,7 +548,8 @@ int ssa_await(struct socket *sock, bool nonblock)
 }
 
 /* Announce an attempt.  Under lock_sock. */
-static int ssa_announce_connect(struct sock *sk, const void *address, int size, bool named, bool nonblock)
+static int ssa_announce_connect(struct sock *sk, const void *address, int size, bool named,
+				bool nonblock)
 {
 	struct ssa_sock *s = ssa_sk(sk);
 	struct sockaddr_storage local;
@@ -545,13 +574,18 @@ static int ssa_announce_connect(struct sock *sk, const void *address, int size, 
 
 static bool ssa_is_host(const struct sockaddr_host *host, int size)
 {
-	int room = min_t(int, size, sizeof(*host)) - (int)offsetof(struct sockaddr_host, sh_addr.name);
+	int room =
+		min_t(int, size, sizeof(*host)) - (int)offsetof(struct sockaddr_host, sh_addr.name);
 
 	return room > 0 && host->sh_addr.name[0] && memchr(host->sh_addr.name, 0, room);
 }
 
-/* Tell why TCP cannot connect.  Of the address only what the program has given is its own: the rest is the kernel's stack. */
-static void ssa_complain_of_connect(struct ssa_sock *s, const struct sockaddr *address, int size, int error)
+/*
+ * Tell why TCP cannot connect.  Of the address only what the program has given is its own: the rest
+ * is the kernel's stack.
+ */
+static void ssa_complain_of_connect(struct ssa_sock *s, const struct sockaddr *address, int size,
+				    int error)
 {
 	struct sockaddr_storage whole = {};
 
@@ -578,19 +612,21 @@ static int ssa_connect_start(struct socket *sock, struct sockaddr *address, int 
 	if (s->reset) {
 		struct sockaddr unspecified = { .sa_family = AF_UNSPEC };
 
-		READ_ONCE(s->inner->ops)->connect(s->inner, &unspecified, sizeof(unspecified), O_NONBLOCK);
+		READ_ONCE(s->inner->ops)
+			->connect(s->inner, &unspecified, sizeof(unspecified), O_NONBLOCK);
 		s->reset = false;
 	}
 	named = address->sa_family == AF_HOSTNAME;
 	if (named) {
 		if (!ssa_is_host((const struct sockaddr_host *)address, size)) {
-			ssa_complain(s, "not a struct sockaddr_host: it has a port, and a name that is not empty and ends with a NUL");
+			ssa_complain(s, "a struct sockaddr_host has a port and a name with a NUL");
 			return -EINVAL;
 		}
 		s->cred = get_current_cred();
 	} else {
 		ssa_carry_to(sk, s->inner->sk);
-		error = READ_ONCE(s->inner->ops)->connect(s->inner, address, size, flags | O_NONBLOCK);
+		error = READ_ONCE(s->inner->ops)
+				->connect(s->inner, address, size, flags | O_NONBLOCK);
 		if (error && error != -EINPROGRESS) {
 			ssa_complain_of_connect(s, address, size, error);
 			return error;
@@ -645,7 +681,8 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 		if (ssa_unspecified(address, size)) {
 			error = -EOPNOTSUPP;
 		} else if (sock->state == SS_CONNECTING) {
-			sock->state = SS_CONNECTED;	/* as TCP: the first one after the end of an attempt */
+			/* as TCP: the first one after the end of an attempt */
+			sock->state = SS_CONNECTED;
 			error = 0;
 		} else {
 			error = -EISCONN;
@@ -661,7 +698,10 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 	return error;
 }
 
-/* The inner socket, held: without the lock of the TLS socket another one may take its place at any time. */
+/*
+ * The inner socket, held: without the lock of the TLS socket another one may take its place at any
+ * time.
+ */
 struct file *ssa_hold_inner(struct ssa_sock *s)
 {
 	struct sock *sk = (struct sock *)s;
@@ -712,6 +752,7 @@ static const struct proto_ops name = {			\
 	SSA_SENDPAGE					\
 }
 
+#define SSA_NO_OFFSET
 #define SSA_PROTO(symbol, text, type, offset)		\
 struct proto symbol = {					\
 	.name = text,					\
@@ -726,7 +767,7 @@ struct proto symbol = {					\
 }
 
 SSA_OPS(ssa_ops, PF_INET);
-SSA_PROTO(ssa_prot, "SSA", struct ssa_sock,);
+SSA_PROTO(ssa_prot, "SSA", struct ssa_sock, SSA_NO_OFFSET);
 
 struct inet_protosw ssa_protosw = {
 	.type = SOCK_STREAM,

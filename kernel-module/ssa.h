@@ -76,7 +76,8 @@ struct ssa_sock {
 	bool shut;			/* the program has ended its own receiving */
 	bool ended;			/* kTLS: close_notify has come */
 	bool alert_half;		/* kTLS: the first byte of an alert has come */
-	u8 message_have;		/* kTLS: how much of the header of a handshake message has come */
+	/* kTLS: how much of the header of a handshake message has come */
+	u8 message_have;
 	u32 message;			/* kTLS: that header */
 	u32 message_left;		/* kTLS: what is still to come of its body */
 	int fault;			/* kTLS: why nothing can be received any more */
@@ -86,14 +87,17 @@ struct ssa_sock {
 	struct ssa_user *user;
 	const struct cred *cred;	/* of who connects to a name */
 	const struct cred *binder;	/* of who has bound it */
-	char *complaint;		/* what TLS_ERROR says, where the daemon has nothing to say; under ssa_complaint_lock */
+	/* what TLS_ERROR says, where the daemon has nothing to say; under ssa_complaint_lock */
+	char *complaint;
 	struct list_head kept;		/* options for connections that are yet to be made */
 	unsigned int kept_count;
 	struct file *inner_file;	/* keeps inner alive */
 	struct file *spare_file;	/* the inner socket while an upgraded one is in its place */
 	struct file *data_file;		/* keeps data alive */
-	struct socket *inner;		/* the real TCP socket; replaced under lock_sock(), until it is established */
-	struct socket *data;		/* where plaintext goes: inner (kTLS), or our end of a pair */
+	/* the real TCP socket; replaced under lock_sock(), until it is established */
+	struct socket *inner;
+	/* where plaintext goes: inner (kTLS), or our end of a pair */
+	struct socket *data;
 	struct file *candidates[SSA_CANDIDATES];
 	unsigned int candidate_count;
 	struct socket_wq *wq;		/* of the program's socket */
@@ -117,17 +121,17 @@ static inline struct ssa_sock *ssa_sk(const struct sock *sk)
 
 static inline enum ssa_state ssa_state(const struct ssa_sock *s)
 {
-	return smp_load_acquire(&s->state);
+	return smp_load_acquire(&s->state);	/* and what was written before it */
 }
 
 static inline void ssa_set_state(struct ssa_sock *s, enum ssa_state state)
 {
-	smp_store_release(&s->state, state);
+	smp_store_release(&s->state, state);	/* after all that belongs to it */
 }
 
 /*
- * An event.  Whoever waits for an answer has a reference, and so has the table of those that wait; the list of those
- * that the daemon has not fetched yet has another.
+ * An event.  Whoever waits for an answer has a reference, and so has the table of those that wait;
+ * the list of those that the daemon has not fetched yet has another.
  */
 struct ssa_event {
 	struct list_head link;
@@ -155,7 +159,8 @@ int ssa_event_add_value(struct ssa_event *event, const void *data, size_t size);
 int ssa_event_add_caller(struct ssa_event *event);
 int ssa_event_post(struct ssa_event *event);
 int ssa_event_wait(struct ssa_event *event);
-int ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const void *value, size_t size);
+int ssa_event_answer(unsigned int session, u64 number, u64 id, int result, const void *value,
+		     size_t size);
 void ssa_events_fail(unsigned int session, struct list_head *unfetched, int error);
 
 /* user.c */
@@ -233,7 +238,8 @@ int ssa_ktls_shutdown(struct ssa_sock *s, int how);
 void ssa_ktls_close(struct ssa_sock *s);
 
 /* file.c */
-struct ssa_event *ssa_event_of_file(struct sock *sk, int level, int name, const u8 *value, size_t size);
+struct ssa_event *ssa_event_of_file(struct sock *sk, int level, int name, const u8 *value,
+				    size_t size);
 bool ssa_names_file(int name, const u8 *value, size_t size);
 
 /* complaint.c */

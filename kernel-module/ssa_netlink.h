@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
 /*
- * The numbers of the generic netlink family "SSA".  ssa.yaml says what they mean, and is the definition; a test
- * compares both.
+ * The numbers of the generic netlink family "SSA".  ssa.yaml says what they mean, and is the
+ * definition; a test compares both.
  */
 #ifndef SSA_NETLINK_H
 #define SSA_NETLINK_H

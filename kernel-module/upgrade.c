@@ -38,8 +38,9 @@ int ssa_upgrade(struct socket *sock, const u8 *value, size_t size)
 	int error, locals, remotes;
 
 	memcpy(&upgrade, value, min(size, sizeof(upgrade)));
-	if (size != sizeof(upgrade) || (upgrade.role != SSA_ROLE_CLIENT && upgrade.role != SSA_ROLE_SERVER)) {
-		ssa_complain(s, "TLS_UPGRADE takes a struct tls_upgrade: a descriptor, and the role 0 (client) or 1 (server)");
+	if (size != sizeof(upgrade) ||
+	    (upgrade.role != SSA_ROLE_CLIENT && upgrade.role != SSA_ROLE_SERVER)) {
+		ssa_complain(s, "TLS_UPGRADE takes a descriptor, and 0 (client) or 1 (server)");
 		return -EINVAL;
 	}
 	role = upgrade.role;
@@ -50,13 +51,15 @@ int ssa_upgrade(struct socket *sock, const u8 *value, size_t size)
 	}
 	error = ssa_unfit(sk, sock_from_file(file));
 	if (error) {
-		ssa_complain(s, "TLS_UPGRADE takes a connected TCP socket of the same family and network namespace: %pe",
+		ssa_complain(s,
+			     "TLS_UPGRADE: no connected TCP socket of this family and namespace: %pe",
 			     ERR_PTR(error));
 		goto put;
 	}
 	ssa_complain(s, NULL);
 	lock_sock(sk);
-	if (s->state == SSA_CONNECTING) {	/* the restart of one that a signal has interrupted */
+	/* the restart of one that a signal has interrupted */
+	if (s->state == SSA_CONNECTING) {
 		error = nonblock ? -EALREADY : ssa_await(sock, false);
 		goto unlock;
 	}

@@ -42,7 +42,9 @@ void ssa_user_put(struct ssa_sock *s)
 {
 	struct ssa_user *user;
 
-	/* Under the lock: a connection may be counted for the user of its listener at this moment. */
+	/*
+	 * Under the lock: a connection may be counted for the user of its listener at this moment.
+	 */
 	spin_lock(&ssa_user_lock);
 	user = s->user;
 	s->user = NULL;
@@ -76,7 +78,8 @@ found:
 	spin_unlock(&ssa_user_lock);
 	kfree(fresh);
 	s->user = user;
-	if (atomic_inc_return(&user->sockets) > READ_ONCE(max_sockets) && !capable(CAP_SYS_RESOURCE)) {
+	if (atomic_inc_return(&user->sockets) > READ_ONCE(max_sockets) &&
+	    !capable(CAP_SYS_RESOURCE)) {
 		ssa_user_put(s);
 		return -EMFILE;
 	}
@@ -100,7 +103,10 @@ int ssa_user_share(struct ssa_sock *s, const struct ssa_sock *parent)
 	return 0;
 }
 
-/* Count an event of a socket.  Those without an answer do not count: each socket holds its last one from its beginning. */
+/*
+ * Count an event of a socket.  Those without an answer do not count: each socket holds its last one
+ * from its beginning.
+ */
 int ssa_user_charge(struct ssa_event *event, const struct ssa_sock *s)
 {
 	if (!s->user || !event->wants_answer)

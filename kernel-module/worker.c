@@ -2,10 +2,10 @@
 /*
  * The daemon's workers, and the events that each has not fetched yet.
  *
- * A worker is a netlink socket that has registered.  Workers of one daemon have registered with the same secret number; a
- * TLS socket belongs to one of them from its first event to its last, and so do the connections that a listener accepts.
- * A registration is named by its session, a number that is never used twice; that of a worker that is gone stands for
- * nobody, for ever.
+ * A worker is a netlink socket that has registered.  Workers of one daemon have registered with the
+ * same secret number; a TLS socket belongs to one of them from its first event to its last, and so
+ * do the connections that a listener accepts. A registration is named by its session, a number that
+ * is never used twice; that of a worker that is gone stands for nobody, for ever.
  */
 #include <linux/module.h>
 
@@ -41,7 +41,10 @@ static struct ssa_worker *ssa_worker_find(unsigned int session)
 	return NULL;
 }
 
-/* A worker registers, perhaps again; 0, or -EBUSY: another daemon has, or there are too many workers. */
+/*
+ * A worker registers, perhaps again; 0, or -EBUSY: another daemon has, or there are too many
+ * workers.
+ */
 int ssa_worker_add(u32 portid, u64 daemon)
 {
 	struct ssa_worker *worker, *free = NULL;
@@ -52,7 +55,7 @@ int ssa_worker_add(u32 portid, u64 daemon)
 		if (!worker->session) {
 			free = free ?: worker;
 		} else if (worker->portid == portid) {
-			error = 0;	/* the acknowledgement was lost */
+			error = 0;	/* its answer was lost */
 			goto unlock;
 		}
 	}
@@ -73,7 +76,10 @@ unlock:
 	return error;
 }
 
-/* A netlink socket is released.  Returns its session, 0 if it was no worker's; *last: no worker is left. */
+/*
+ * A netlink socket is released.  Returns its session, 0 if it was no worker's; *last: no worker is
+ * left.
+ */
 unsigned int ssa_worker_remove(u32 portid, struct list_head *events, bool *last)
 {
 	struct ssa_worker *worker;
@@ -164,7 +170,10 @@ bool ssa_worker_alive(unsigned int session)
 	return alive;
 }
 
-/* Put an event into the list of its worker, which takes over a reference; -ENETDOWN, and no reference, if it is gone. */
+/*
+ * Put an event into the list of its worker, which takes over a reference; -ENETDOWN, and no
+ * reference, if it is gone.
+ */
 int ssa_worker_post(struct ssa_event *event)
 {
 	struct ssa_worker *worker;
@@ -184,7 +193,10 @@ int ssa_worker_post(struct ssa_event *event)
 	return worker ? 0 : -ENETDOWN;
 }
 
-/* The oldest event that a worker has not fetched, with its reference; NULL: there is none, and the next one kicks again. */
+/*
+ * The oldest event that a worker has not fetched, with its reference; NULL: there is none, and the
+ * next one kicks again.
+ */
 struct ssa_event *ssa_worker_next(unsigned int session)
 {
 	struct ssa_event *event = NULL;
@@ -231,7 +243,10 @@ void ssa_worker_withdraw(struct ssa_event *event)
 		ssa_event_put(event);
 }
 
-/* The module is unloaded, no socket is left, and nobody asks any more: what the last ones had to say ends unheard. */
+/*
+ * The module is unloaded, no socket is left, and nobody asks any more: what the last ones had to
+ * say ends unheard.
+ */
 void ssa_workers_forget(void)
 {
 	struct ssa_worker *worker;
