@@ -453,8 +453,8 @@ def main(argv: Sequence[str]) -> int:
     """The entry point."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=205)
-    parser.add_argument("--messages", type=int, default=3000, help="how many anyhow to sockets in every state")
-    parser.add_argument("--rounds", type=int, default=60, help="how many sockets are asked while they change")
+    parser.add_argument("--messages", type=int, default=1500, help="how many anyhow to sockets in every state")
+    parser.add_argument("--rounds", type=int, default=40, help="how many sockets are asked while they change")
     options = parser.parse_args(argv)
     print(f"seed {options.seed}", flush=True)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

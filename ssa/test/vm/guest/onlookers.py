@@ -10,6 +10,7 @@ import re
 import select
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,9 @@ _LINE = re.compile(
     r"\d+ (new|connecting|established|listen|dead|closed) (-|relay|ktls) \d+ \d+ \d+ (-|\S+:\d+) (-|\S+:\d+)"
 )
 _HEAD = "id state data-path uid inode tcp-inode local remote"
+_REST = 0.005
+"""Seconds between two looks: the others need the processors too."""
+
 _TCP_INFO = 11
 _FIONREAD = 0x541B
 
@@ -84,6 +88,7 @@ def proc(pid: int) -> Onlooker:
     """
 
     def read(_: socket.socket) -> None:
+        time.sleep(_REST)
         head, *lines = Path("/proc/net/ssa").read_text().splitlines()
         assert head == _HEAD, head
         for line in lines:

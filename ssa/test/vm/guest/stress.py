@@ -30,11 +30,14 @@ from ssa.test.pki import testCA
 from ssa.test.vm.guest import module, onlookers
 from ssa.test.vm.guest.daemon import Daemon
 from ssa.test.vm.guest.standin import Started
-from ssa.test.vm.guest.turmoil import Surroundings, Turmoil, works
+from ssa.test.vm.guest.turmoil import Surroundings, Tally, Turmoil, works
 
 PROCESSES = 3
 SECONDS = 60.0
 _PAUSE = (0.1, 0.7)
+
+ESSENTIAL = ("converse", "serve", "accept", "send", "receive", "upgrade")
+"""What shows that it was no idle run."""
 
 
 def _fork(run: Callable[[], object]) -> int:
@@ -111,7 +114,7 @@ class Stress:
         self._children: list[int] = []
         self._paused = 0.0
         way = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._around = Surroundings(peers.good, peers.bad, path, way, time.monotonic() + seconds)
+        self._around = Surroundings(peers.good, peers.bad, path, way, time.monotonic() + seconds, Tally())
 
     def run(self, daemon: Daemon) -> None:
         """Until the time is over."""
@@ -120,7 +123,7 @@ class Stress:
         acts = (self._interrupt, self._kill, self._pause, self._crash)
         while time.monotonic() < self._around.deadline:
             time.sleep(self._choice.uniform(*_PAUSE))
-            act = self._choice.choices(acts, (10, 4, 2, 2))[0]
+            act = self._choice.choices(acts, (10, 3, 2, 1))[0]
             act(daemon)
             self.done[act.__name__] += 1
             self._reap()
@@ -129,6 +132,9 @@ class Stress:
         self._gone(self._children)
         for end in self._around.way:
             end.close()
+        counts = self._around.done.named()
+        print(f"succeeded: {counts}", flush=True)
+        self.problems += [f"{name} has never succeeded" for name in ESSENTIAL if not counts[name]]
 
     def _start(self) -> None:
         self._generation += 1
@@ -137,7 +143,6 @@ class Stress:
         def run() -> None:
             turmoil = Turmoil(self._around, seed)
             turmoil.run()
-            print(f"process {seed}: {dict(turmoil.done)}", flush=True)
             for what in turmoil.wrong:
                 print(f"process {seed}: {what}", file=sys.stderr, flush=True)
             if turmoil.wrong:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import random
 import select
@@ -17,8 +18,7 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ssa.api import IPPROTO_TLS, UPGRADE_FORMAT, Option
@@ -37,6 +37,14 @@ _HOLD = 0.3
 _GET = (Option.TLS_REMOTE_HOSTNAME, Option.TLS_CHOSEN_CIPHER, Option.TLS_ERROR, Option.TLS_PEER_IDENTITY, Option.TLS_DATA_PATH)
 
 
+ACTS: Mapping[str, int] = {
+    "create": 8, "converse": 6, "serve": 6, "connect": 4, "name": 4, "bind": 2, "listen": 3, "relisten": 3, "accept": 4,
+    "visit": 3, "send": 6, "receive": 6, "sendFile": 1, "shutdown": 3, "duplicate": 2, "pass": 3, "take": 3, "poll": 3,
+    "options": 3, "ask": 3, "linger": 2, "close": 4, "upgrade": 3, "own": 1,
+}
+"""What threads do, and how often."""
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """
@@ -47,6 +55,7 @@ class Surroundings:
     @ivar path: of a file with certificates.
     @ivar way: both ends of a way for descriptors, from any of the processes to any.
     @ivar deadline: when all end, of C{time.monotonic}.
+    @ivar done: counts how often each thing that a thread does has succeeded, in all processes.
     """
 
     good: tuple[str, int]
@@ -54,17 +63,32 @@ class Surroundings:
     path: str
     way: tuple[socket.socket, socket.socket]
     deadline: float
+    done: Tally
+
+
+class Tally:
+    """Counts in memory that processes share; where two count at the same moment, one is lost."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+
+    def add(self, which: int) -> None:
+        """Count."""
+        self._memory[which] += 1
+
+    def named(self) -> dict[str, int]:
+        """The counts."""
+        return {name: self._memory[index] for index, name in enumerate(ACTS)}
 
 
 class Turmoil:
     """
     The process.
 
-    @ivar done: how often each call succeeded.
+    @ivar wrong: what must not happen.
     """
 
     def __init__(self, around: Surroundings, seed: str) -> None:
-        self.done: Counter[str] = Counter()
         self.wrong: list[str] = []
         self._around = around
         self._seed = seed
@@ -86,22 +110,16 @@ class Turmoil:
 
     def _loop(self, index: int) -> None:
         choice = random.Random(f"{self._seed}/{index}")
-        acts: Sequence[tuple[int, Callable[[random.Random], object]]] = (
-            (8, self._create), (6, self._converse), (6, self._serve), (4, self._connect), (4, self._name), (2, self._bind),
-            (3, self._listen), (3, self._relisten), (4, self._accept), (3, self._visit), (6, self._send), (6, self._receive),
-            (1, self._sendFile), (3, self._shutdown), (2, self._duplicate), (3, self._pass), (3, self._take), (3, self._poll),
-            (3, self._options), (3, self._ask), (2, self._linger), (4, self._close), (3, self._upgrade), (1, self._own),
-        )
-        weights = [weight for weight, _ in acts]
+        names, weights = list(ACTS), list(ACTS.values())
         while time.monotonic() < self._around.deadline:
-            _, act = choice.choices(acts, weights)[0]
+            name = choice.choices(names, weights)[0]
             try:
-                act(choice)
-                self.done[act.__name__] += 1
+                getattr(self, f"_{name}")(choice)
+                self._around.done.add(names.index(name))
             except (OSError, ValueError, IndexError):
                 pass  # what programs get; IndexError: there is no socket
             except Exception as failure:
-                self.wrong.append(f"{act.__name__}: {failure!r}")
+                self.wrong.append(f"{name}: {failure!r}")
                 raise
 
     # Sockets
@@ -125,7 +143,7 @@ class Turmoil:
         """Most calls end by themselves after some time."""
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             if choice.random() < 0.9:
-                moment = struct.pack("ll", choice.randrange(2), choice.randrange(100_000, 900_000))
+                moment = struct.pack("ll", choice.choice((0, 1, 5)), choice.randrange(100_000, 900_000))
                 sock.setsockopt(socket.SOL_SOCKET, option, moment)
 
     def _create(self, choice: random.Random) -> None:
