@@ -33,6 +33,7 @@ MOST = 24
 
 _FIONREAD = 0x541B
 _TIOCOUTQ = 0x5411
+_PATIENCE = 10.0
 _HOLD = 0.3
 _GET = (Option.TLS_REMOTE_HOSTNAME, Option.TLS_CHOSEN_CIPHER, Option.TLS_ERROR, Option.TLS_PEER_IDENTITY, Option.TLS_DATA_PATH)
 
@@ -54,7 +55,7 @@ class Surroundings:
     @ivar bad: the addresses of servers that do something else, or nothing.
     @ivar path: of a file with certificates.
     @ivar way: both ends of a way for descriptors, from any of the processes to any.
-    @ivar deadline: when all end, of C{time.monotonic}.
+    @ivar deadline: when all end.
     @ivar done: counts how often each thing that a thread does has succeeded, in all processes.
     """
 
@@ -62,8 +63,27 @@ class Surroundings:
     bad: Sequence[tuple[str, int]]
     path: str
     way: tuple[socket.socket, socket.socket]
-    deadline: float
+    deadline: Deadline
     done: Tally
+
+
+class Deadline:
+    """A moment in memory that processes share, so that it can be put off."""
+
+    def __init__(self, seconds: float) -> None:
+        """
+        @param seconds: until then.
+        """
+        self._memory = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("d")
+        self._memory[0] = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds until then; 0: it is over."""
+        return max(0.0, self._memory[0] - time.monotonic())
+
+    def putOff(self, seconds: float) -> None:
+        """It is later."""
+        self._memory[0] += seconds
 
 
 class Tally:
@@ -105,13 +125,13 @@ class Turmoil:
             thread.start()
         # What is sent to the process is for one of the threads, in the middle of its call.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        for thread in threads:
-            thread.join(max(0.0, self._around.deadline - time.monotonic()))
+        while left := self._around.deadline.left():
+            time.sleep(min(left, 1.0))
 
     def _loop(self, index: int) -> None:
         choice = random.Random(f"{self._seed}/{index}")
         names, weights = list(ACTS), list(ACTS.values())
-        while time.monotonic() < self._around.deadline:
+        while self._around.deadline.left():
             name = choice.choices(names, weights)[0]
             try:
                 getattr(self, f"_{name}")(choice)
@@ -153,7 +173,7 @@ class Turmoil:
 
     def _address(self, choice: random.Random) -> tuple[str, int]:
         own: list[tuple[str, int]] = [sock.getsockname()[:2] for sock in self._listeners[-3:]]
-        return choice.choice([self._around.good, *self._around.bad, *own])
+        return choice.choice([self._around.good, self._around.good, *self._around.bad, *own])
 
     def _connect(self, choice: random.Random) -> None:
         sock = self._any(choice)
@@ -173,16 +193,16 @@ class Turmoil:
 
     def _converse(self, choice: random.Random) -> None:
         """A connection as it should be, to its end or not."""
-        sock = self._new(choice)
+        sock = tls()
         try:
             self._trust(sock)
             if choice.random() < 0.4:
                 os.set_blocking(sock.fileno(), False)
             with contextlib.suppress(BlockingIOError):
                 sock.connect(self._around.good)
-            select.select([], [sock], [], 3)
+            select.select([], [sock], [], _PATIENCE)
             sock.send(b"x" * choice.randrange(1, 20_000))
-            select.select([sock], [], [], 3)
+            select.select([sock], [], [], _PATIENCE)
             sock.recv(choice.randrange(1, 30_000))
         finally:
             if choice.random() < 0.5:
@@ -306,8 +326,7 @@ class Turmoil:
         sock = self._new(choice)
         self._keep(choice, sock)
         self._trust(sock)
-        with socket.create_connection(self._address(choice), 1) as tcp:
-            tcp.setblocking(True)
+        with socket.create_connection(self._address(choice)) as tcp:
             os.set_blocking(sock.fileno(), choice.random() < 0.5)
             setOption(sock, Option.TLS_UPGRADE, struct.pack(UPGRADE_FORMAT, tcp.fileno(), choice.randrange(2)))
 
