@@ -40,8 +40,8 @@ _GET = (Option.TLS_REMOTE_HOSTNAME, Option.TLS_CHOSEN_CIPHER, Option.TLS_ERROR, 
 
 ACTS: Mapping[str, int] = {
     "create": 8, "converse": 6, "serve": 6, "connect": 4, "name": 4, "bind": 2, "listen": 3, "relisten": 3, "accept": 4,
-    "visit": 3, "send": 6, "receive": 6, "sendFile": 1, "shutdown": 3, "duplicate": 2, "pass": 3, "take": 3, "poll": 3,
-    "options": 3, "ask": 3, "linger": 2, "close": 4, "upgrade": 3, "own": 1,
+    "visit": 3, "send": 6, "receive": 6, "sendFile": 1, "shutdown": 3, "duplicate": 1, "pass": 1, "take": 1, "poll": 2,
+    "options": 3, "ask": 3, "linger": 1, "close": 2, "upgrade": 3, "own": 1,
 }
 """What threads do, and how often."""
 
@@ -81,9 +81,9 @@ class Deadline:
         """Seconds until then; 0: it is over."""
         return max(0.0, self._memory[0] - time.monotonic())
 
-    def putOff(self, seconds: float) -> None:
-        """It is later."""
-        self._memory[0] += seconds
+    def move(self, seconds: float) -> None:
+        """From now on it is so many seconds from now."""
+        self._memory[0] = time.monotonic() + seconds
 
 
 class Tally:
