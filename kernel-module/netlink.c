@@ -249,8 +249,8 @@ static int ssa_do_answer(struct sk_buff *skb, struct genl_info *info)
 			}
 		}
 	}
-	error = ssa_event_answer(session, nla_get_u64(info->attrs[SSA_A_EVENT]), nla_get_u64(info->attrs[SSA_A_ID]), result,
-				 value, size);
+	error = ssa_event_answer(session, nla_get_u64(info->attrs[SSA_A_EVENT]),
+				 nla_get_u64(info->attrs[SSA_A_ID]), result, value, size);
 	if (error)
 		GENL_SET_ERR_MSG(info, "the event is another worker's");
 	kvfree(value);

@@ -77,9 +77,9 @@ static int ssa_set_delay(struct sock *sk, int name, sockptr_t value, unsigned in
 }
 
 /*
- * An option of the connection.  What is set before there is one, or while a name's are made, holds for whichever it will be.
- * The value is copied without the lock: the program's memory may be a file system's that takes its time, and the daemon must
- * not wait for that.
+ * An option of the connection.  What is set before there is one, or while a name's are made, holds for whichever it
+ * will be.  The value is copied without the lock: the program's memory may be a file system's that takes its time, and
+ * the daemon must not wait for that.
  */
 static int ssa_set_inner(struct sock *sk, int level, int name, sockptr_t value, unsigned int size)
 {
