@@ -46,6 +46,7 @@ class Onlooker:
         status = 1
         try:
             self.control.close()
+            theirs.setblocking(False)  # recv_fds knows no flags
             turns = 0
             while not _ended(theirs):
                 turn(theirs)
@@ -110,7 +111,7 @@ def asker() -> Onlooker:
 
     def ask(control: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
-            for descriptor in socket.recv_fds(control, 1, 8, socket.MSG_DONTWAIT)[1]:
+            for descriptor in socket.recv_fds(control, 1, 8)[1]:
                 kept.append(socket.socket(fileno=descriptor))
         while len(kept) > 2:
             kept.pop(0).close()

@@ -118,6 +118,8 @@ class Stress:
         self._generation = 0
         self._children: list[int] = []
         way = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for end in way:
+            end.setblocking(False)
         self._around = Surroundings(peers.good, peers.bad, path, way, Deadline(seconds), Tally())
 
     def run(self, daemon: Daemon) -> None:

@@ -54,7 +54,7 @@ class Surroundings:
     @ivar good: the address of a server that does TLS and sends back what it gets.
     @ivar bad: the addresses of servers that do something else, or nothing.
     @ivar path: of a file with certificates.
-    @ivar way: both ends of a way for descriptors, from any of the processes to any.
+    @ivar way: both ends of a way for descriptors, from any of the processes to any; neither blocks.
     @ivar deadline: when all end.
     @ivar done: counts how often each thing that a thread does has succeeded, in all processes.
     """
@@ -263,11 +263,11 @@ class Turmoil:
 
     def _pass(self, choice: random.Random) -> None:
         """To another process."""
-        socket.send_fds(self._around.way[0], [b"x"], [self._any(choice).fileno()], socket.MSG_DONTWAIT)
+        socket.send_fds(self._around.way[0], [b"x"], [self._any(choice).fileno()])
 
     def _take(self, choice: random.Random) -> None:
         """From another process."""
-        for descriptor in socket.recv_fds(self._around.way[1], 1, 4, socket.MSG_DONTWAIT)[1]:
+        for descriptor in socket.recv_fds(self._around.way[1], 1, 4)[1]:
             self._keep(choice, socket.socket(fileno=descriptor))
 
     def _poll(self, choice: random.Random) -> None:
