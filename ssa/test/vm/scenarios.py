@@ -106,6 +106,8 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("faults in every call and every request", _guest("faults"), kernels=(DEBUG,), module=True, leaks=True,
              timeout=1800.0),
     Scenario("malformed netlink, from the daemon and from strangers", _guest("fuzz"), module=True, leaks=True, timeout=1800.0),
+    Scenario("everything at once, and killed at any moment", _guest("stress"), module=True, leaks=True, timeout=2400.0),
+    Scenario("loaded and unloaded again and again", _guest("reload"), module=True, leaks=True, timeout=2400.0),
     Scenario("unloaded when nothing needs it, and loaded again", _guest("unload"), module=True, leaks=True),
 )
 

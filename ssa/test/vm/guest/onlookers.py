@@ -10,6 +10,7 @@ import re
 import select
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,9 @@ _LINE = re.compile(
     r"\d+ (new|connecting|established|listen|dead|closed) (-|relay|ktls) \d+ \d+ \d+ (-|\S+:\d+) (-|\S+:\d+)"
 )
 _HEAD = "id state data-path uid inode tcp-inode local remote"
+_REST = 0.005
+"""Seconds between two looks: the others need the processors too."""
+
 _TCP_INFO = 11
 _FIONREAD = 0x541B
 
@@ -42,6 +46,7 @@ class Onlooker:
         status = 1
         try:
             self.control.close()
+            theirs.setblocking(False)  # recv_fds knows no flags
             turns = 0
             while not _ended(theirs):
                 turn(theirs)
@@ -84,6 +89,7 @@ def proc(pid: int) -> Onlooker:
     """
 
     def read(_: socket.socket) -> None:
+        time.sleep(_REST)
         head, *lines = Path("/proc/net/ssa").read_text().splitlines()
         assert head == _HEAD, head
         for line in lines:
@@ -105,7 +111,7 @@ def asker() -> Onlooker:
 
     def ask(control: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
-            for descriptor in socket.recv_fds(control, 1, 8, socket.MSG_DONTWAIT)[1]:
+            for descriptor in socket.recv_fds(control, 1, 8)[1]:
                 kept.append(socket.socket(fileno=descriptor))
         while len(kept) > 2:
             kept.pop(0).close()

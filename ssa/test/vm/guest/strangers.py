@@ -19,8 +19,9 @@ from ssa.test.vm.guest.link import Link, attribute, u8, u32, u64
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
 _NOBODY = 65534
-_EVENTS = range(1, 40)
-_IDS = range(20)
+_EVENTS = range(1, 40, 3)
+_IDS = range(12)
+_SOME_IDS = range(1, 12, 3)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 REQUESTS = (
@@ -98,11 +99,11 @@ def attack(name: str, family: int) -> str:
                 return f"{name}: {command.name}: {errorcode.get(error, error)}"
     for event in _EVENTS:
         for command in (Command.RETURN, Command.DATA_RETURN, Command.HANDSHAKE_RETURN):
-            for ident in _IDS:
+            for ident in _SOME_IDS:
                 error = link.ask(command, wellFormed(command, ident, event, 0), NLM_F_ACK).error
                 if error not in refusals:
                     return f"{name}: {command.name} of event {event}: {errorcode.get(error, error)}"
-    for number in range(256):
+    for number in (*range(40), 127, 128, 255):
         error = link.ask(number, u64(Attribute.ID, 1), NLM_F_ACK | NLM_F_DUMP).error
         if error not in refusals | {EOPNOTSUPP, EPERM}:
             return f"{name}: a dump of command {number}: {errorcode.get(error, error)}"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """
-Everything at once: C{python -m ssa.test.vm.guest.stress [--seconds N] [--seed N]}, as root, the module loaded and no daemon.
+Everything at once: C{python -m ssa.test.vm.guest.stress [--seconds N] [--crashes N] [--seed N]}, as root, the module
+loaded and no daemon.
 
 Processes do everything to TLS sockets (L{ssa.test.vm.guest.turmoil}), are interrupted by signals and killed in the middle of
 their calls; the daemon is killed, stopped, goes on and is started again; C{/proc} is read.  In the end nothing hangs, a daemon
@@ -25,16 +26,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from ssa.test.conformance.kernel import START_SECONDS
 from ssa.test.conformance.peers import Server, credential, echo, serverContext
 from ssa.test.pki import testCA
 from ssa.test.vm.guest import module, onlookers
 from ssa.test.vm.guest.daemon import Daemon
 from ssa.test.vm.guest.standin import Started
-from ssa.test.vm.guest.turmoil import Surroundings, Turmoil, works
+from ssa.test.vm.guest.turmoil import Deadline, Surroundings, Tally, Turmoil, works
 
 PROCESSES = 3
 SECONDS = 60.0
 _PAUSE = (0.1, 0.7)
+_SERVICE = 5.0
+"""How much longer the run is for each new daemon."""
+
+ESSENTIAL = ("converse", "serve", "accept", "send", "receive", "upgrade")
+"""What shows that it was no idle run."""
 
 
 def _fork(run: Callable[[], object]) -> int:
@@ -102,25 +109,29 @@ class Stress:
     @ivar done: how often what was done.
     """
 
-    def __init__(self, seed: int, seconds: float, peers: Peers, path: str) -> None:
+    def __init__(self, seed: int, seconds: float, crashes: int, peers: Peers, path: str) -> None:
         self.problems: list[str] = []
         self.done: Counter[str] = Counter()
         self._seed = seed
         self._choice = random.Random(seed)
+        self._crashes = crashes
         self._generation = 0
         self._children: list[int] = []
-        self._paused = 0.0
         way = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._around = Surroundings(peers.good, peers.bad, path, way, time.monotonic() + seconds)
+        for end in way:
+            end.setblocking(False)
+        self._around = Surroundings(peers.good, peers.bad, path, way, Deadline(seconds), Tally())
 
     def run(self, daemon: Daemon) -> None:
         """Until the time is over."""
         for _ in range(PROCESSES):
             self._start()
         acts = (self._interrupt, self._kill, self._pause, self._crash)
-        while time.monotonic() < self._around.deadline:
+        while self._around.deadline.left():
             time.sleep(self._choice.uniform(*_PAUSE))
-            act = self._choice.choices(acts, (10, 4, 2, 2))[0]
+            act = self._choice.choices(acts, (10, 3, 2, 1))[0]
+            if act == self._crash and self.done["_crash"] == self._crashes:
+                continue
             act(daemon)
             self.done[act.__name__] += 1
             self._reap()
@@ -129,6 +140,9 @@ class Stress:
         self._gone(self._children)
         for end in self._around.way:
             end.close()
+        counts = self._around.done.named()
+        print(f"succeeded: {counts}", flush=True)
+        self.problems += [f"{name} has never succeeded" for name in ESSENTIAL if not counts[name]]
 
     def _start(self) -> None:
         self._generation += 1
@@ -137,7 +151,6 @@ class Stress:
         def run() -> None:
             turmoil = Turmoil(self._around, seed)
             turmoil.run()
-            print(f"process {seed}: {dict(turmoil.done)}", flush=True)
             for what in turmoil.wrong:
                 print(f"process {seed}: {what}", file=sys.stderr, flush=True)
             if turmoil.wrong:
@@ -151,7 +164,7 @@ class Stress:
             done, how = os.waitpid(pid, os.WNOHANG)
             if done:
                 self._children.remove(pid)
-                if time.monotonic() < self._around.deadline or os.waitstatus_to_exitcode(how):
+                if self._around.deadline.left() or os.waitstatus_to_exitcode(how):
                     self.problems.append(f"a process ended with status {os.waitstatus_to_exitcode(how)}")
                     self._start()
 
@@ -183,6 +196,8 @@ class Stress:
 
     def _crash(self, daemon: Daemon) -> None:
         """Until the next real one serves, one that passes all on serves for a moment, and is killed too."""
+        left = self._around.deadline.left()
+        self._around.deadline.move(START_SECONDS)
         daemon.crash()
         with contextlib.ExitStack() as stack:
             standin = Started()
@@ -192,6 +207,7 @@ class Stress:
                 time.sleep(self._choice.uniform(*_PAUSE))
                 self._choice.choice((self._interrupt, self._kill))(daemon)
         daemon.awaitService()
+        self._around.deadline.move(left + _SERVICE)  # to start takes long, and is no time of test
 
     def _end(self, standin: Started) -> None:
         os.kill(standin.pid, signal.SIGKILL)
@@ -202,9 +218,11 @@ def main(argv: Sequence[str]) -> int:
     """The entry point."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=60.0, help="how long")
+    parser.add_argument("--crashes", type=int, default=4, help="how often the daemon is killed at most")
     parser.add_argument("--seed", type=int, default=205)
     options = parser.parse_args(argv)
     print(f"seed {options.seed}, {options.seconds:g} s", flush=True)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which may be sent to a child before it has begun
     subprocess.run(["modprobe", "tls"], check=False)  # kTLS, where the kernel has it
     credential(), testCA()  # once, before there are children
     peers = Peers()
@@ -213,8 +231,8 @@ def main(argv: Sequence[str]) -> int:
         file.write(credential().chainPEM)
         file.flush()
         with onlookers.proc(os.getpid()), Daemon() as daemon:
-            stress = Stress(options.seed, options.seconds, peers, file.name)
-            faulthandler.dump_traceback_later(options.seconds + 5 * SECONDS, exit=True)
+            stress = Stress(options.seed, options.seconds, options.crashes, peers, file.name)
+            faulthandler.dump_traceback_later(options.seconds + (options.crashes + 5) * SECONDS, exit=True)
             stress.run(daemon)
             daemon.ensure()
             works(peers.good)

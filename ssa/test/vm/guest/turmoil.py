@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import random
 import select
@@ -17,8 +18,7 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ssa.api import IPPROTO_TLS, UPGRADE_FORMAT, Option
@@ -33,8 +33,17 @@ MOST = 24
 
 _FIONREAD = 0x541B
 _TIOCOUTQ = 0x5411
+_PATIENCE = 10.0
 _HOLD = 0.3
 _GET = (Option.TLS_REMOTE_HOSTNAME, Option.TLS_CHOSEN_CIPHER, Option.TLS_ERROR, Option.TLS_PEER_IDENTITY, Option.TLS_DATA_PATH)
+
+
+ACTS: Mapping[str, int] = {
+    "create": 8, "converse": 6, "serve": 6, "connect": 4, "name": 4, "bind": 2, "listen": 3, "relisten": 3, "accept": 4,
+    "visit": 3, "send": 6, "receive": 6, "sendFile": 1, "shutdown": 3, "duplicate": 1, "pass": 1, "take": 1, "poll": 2,
+    "options": 3, "ask": 3, "linger": 1, "close": 2, "upgrade": 3, "own": 1,
+}
+"""What threads do, and how often."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +54,61 @@ class Surroundings:
     @ivar good: the address of a server that does TLS and sends back what it gets.
     @ivar bad: the addresses of servers that do something else, or nothing.
     @ivar path: of a file with certificates.
-    @ivar way: both ends of a way for descriptors, from any of the processes to any.
-    @ivar deadline: when all end, of C{time.monotonic}.
+    @ivar way: both ends of a way for descriptors, from any of the processes to any; neither blocks.
+    @ivar deadline: when all end.
+    @ivar done: counts how often each thing that a thread does has succeeded, in all processes.
     """
 
     good: tuple[str, int]
     bad: Sequence[tuple[str, int]]
     path: str
     way: tuple[socket.socket, socket.socket]
-    deadline: float
+    deadline: Deadline
+    done: Tally
+
+
+class Deadline:
+    """A moment in memory that processes share, so that it can be put off."""
+
+    def __init__(self, seconds: float) -> None:
+        """
+        @param seconds: until then.
+        """
+        self._memory = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("d")
+        self._memory[0] = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds until then; 0: it is over."""
+        return max(0.0, self._memory[0] - time.monotonic())
+
+    def move(self, seconds: float) -> None:
+        """From now on it is so many seconds from now."""
+        self._memory[0] = time.monotonic() + seconds
+
+
+class Tally:
+    """Counts in memory that processes share; where two count at the same moment, one is lost."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+
+    def add(self, which: int) -> None:
+        """Count."""
+        self._memory[which] += 1
+
+    def named(self) -> dict[str, int]:
+        """The counts."""
+        return {name: self._memory[index] for index, name in enumerate(ACTS)}
 
 
 class Turmoil:
     """
     The process.
 
-    @ivar done: how often each call succeeded.
+    @ivar wrong: what must not happen.
     """
 
     def __init__(self, around: Surroundings, seed: str) -> None:
-        self.done: Counter[str] = Counter()
         self.wrong: list[str] = []
         self._around = around
         self._seed = seed
@@ -81,27 +125,21 @@ class Turmoil:
             thread.start()
         # What is sent to the process is for one of the threads, in the middle of its call.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        for thread in threads:
-            thread.join(max(0.0, self._around.deadline - time.monotonic()))
+        while left := self._around.deadline.left():
+            time.sleep(min(left, 1.0))
 
     def _loop(self, index: int) -> None:
         choice = random.Random(f"{self._seed}/{index}")
-        acts: Sequence[tuple[int, Callable[[random.Random], object]]] = (
-            (8, self._create), (6, self._converse), (6, self._serve), (4, self._connect), (4, self._name), (2, self._bind),
-            (3, self._listen), (3, self._relisten), (4, self._accept), (3, self._visit), (6, self._send), (6, self._receive),
-            (1, self._sendFile), (3, self._shutdown), (2, self._duplicate), (3, self._pass), (3, self._take), (3, self._poll),
-            (3, self._options), (3, self._ask), (2, self._linger), (4, self._close), (3, self._upgrade), (1, self._own),
-        )
-        weights = [weight for weight, _ in acts]
-        while time.monotonic() < self._around.deadline:
-            _, act = choice.choices(acts, weights)[0]
+        names, weights = list(ACTS), list(ACTS.values())
+        while self._around.deadline.left():
+            name = choice.choices(names, weights)[0]
             try:
-                act(choice)
-                self.done[act.__name__] += 1
+                getattr(self, f"_{name}")(choice)
+                self._around.done.add(names.index(name))
             except (OSError, ValueError, IndexError):
                 pass  # what programs get; IndexError: there is no socket
             except Exception as failure:
-                self.wrong.append(f"{act.__name__}: {failure!r}")
+                self.wrong.append(f"{name}: {failure!r}")
                 raise
 
     # Sockets
@@ -125,7 +163,7 @@ class Turmoil:
         """Most calls end by themselves after some time."""
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             if choice.random() < 0.9:
-                moment = struct.pack("ll", choice.randrange(2), choice.randrange(100_000, 900_000))
+                moment = struct.pack("ll", choice.choice((0, 1, 5)), choice.randrange(100_000, 900_000))
                 sock.setsockopt(socket.SOL_SOCKET, option, moment)
 
     def _create(self, choice: random.Random) -> None:
@@ -135,7 +173,7 @@ class Turmoil:
 
     def _address(self, choice: random.Random) -> tuple[str, int]:
         own: list[tuple[str, int]] = [sock.getsockname()[:2] for sock in self._listeners[-3:]]
-        return choice.choice([self._around.good, *self._around.bad, *own])
+        return choice.choice([self._around.good, self._around.good, *self._around.bad, *own])
 
     def _connect(self, choice: random.Random) -> None:
         sock = self._any(choice)
@@ -155,16 +193,16 @@ class Turmoil:
 
     def _converse(self, choice: random.Random) -> None:
         """A connection as it should be, to its end or not."""
-        sock = self._new(choice)
+        sock = tls()
         try:
             self._trust(sock)
             if choice.random() < 0.4:
                 os.set_blocking(sock.fileno(), False)
             with contextlib.suppress(BlockingIOError):
                 sock.connect(self._around.good)
-            select.select([], [sock], [], 3)
+            select.select([], [sock], [], _PATIENCE)
             sock.send(b"x" * choice.randrange(1, 20_000))
-            select.select([sock], [], [], 3)
+            select.select([sock], [], [], _PATIENCE)
             sock.recv(choice.randrange(1, 30_000))
         finally:
             if choice.random() < 0.5:
@@ -225,11 +263,11 @@ class Turmoil:
 
     def _pass(self, choice: random.Random) -> None:
         """To another process."""
-        socket.send_fds(self._around.way[0], [b"x"], [self._any(choice).fileno()], socket.MSG_DONTWAIT)
+        socket.send_fds(self._around.way[0], [b"x"], [self._any(choice).fileno()])
 
     def _take(self, choice: random.Random) -> None:
         """From another process."""
-        for descriptor in socket.recv_fds(self._around.way[1], 1, 4, socket.MSG_DONTWAIT)[1]:
+        for descriptor in socket.recv_fds(self._around.way[1], 1, 4)[1]:
             self._keep(choice, socket.socket(fileno=descriptor))
 
     def _poll(self, choice: random.Random) -> None:
@@ -288,8 +326,7 @@ class Turmoil:
         sock = self._new(choice)
         self._keep(choice, sock)
         self._trust(sock)
-        with socket.create_connection(self._address(choice), 1) as tcp:
-            tcp.setblocking(True)
+        with socket.create_connection(self._address(choice)) as tcp:
             os.set_blocking(sock.fileno(), choice.random() < 0.5)
             setOption(sock, Option.TLS_UPGRADE, struct.pack(UPGRADE_FORMAT, tcp.fileno(), choice.randrange(2)))
 
