@@ -126,6 +126,7 @@ class Listener:
         self._describe = describe
         self._throttle = Throttle(clock)
         self._serving: set[Deferred[None]] = set()
+        self._handshakes: set[Deferred[Secured]] = set()
         self._pause = 0.0
         self._timer: IDelayedCall | None = None
         self._stopped = False
@@ -139,6 +140,15 @@ class Listener:
 
     def stop(self) -> None:
         """Close the listener and give up every connection that the program has not got yet."""
+        self.retire()
+        for serving in list(self._serving):
+            serving.cancel()
+
+    def retire(self) -> None:
+        """
+        Close the listener and give up the handshakes.  Connections that have finished theirs go on: the program may have taken
+        them, and the interceptor's word on that be still on its way.
+        """
         if self._stopped:
             return
         self._stopped = True
@@ -147,8 +157,8 @@ class Listener:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._sock.close()
-        for serving in list(self._serving):
-            serving.cancel()
+        for handshake in list(self._handshakes):
+            handshake.cancel()
 
     def setBacklog(self, backlog: int) -> None:
         """
@@ -178,13 +188,16 @@ class Listener:
         The reactor found the listener shut down, or a stale event of another socket: descriptors that are closed and opened
         within one round of the reactor have the same numbers.
         """
-        if self._stopped:
-            return
-        if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if not self._stopped and not self._isShutDown():
             self._resume()
-        else:
-            self.stop()
-            self._accepting.listenerShutDown()
+
+    def _isShutDown(self) -> bool:
+        """Whether the listener accepts nothing any more; then all is told."""
+        if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return False
+        self.retire()
+        self._accepting.listenerShutDown()
+        return True
 
     def doRead(self) -> None:
         """Accept what waits, up to the bounds."""
@@ -218,7 +231,8 @@ class Listener:
             if error.errno in _OF_THE_CONNECTION:
                 slot.release()
                 return True
-            self._broken(SSAError(error.errno or errno.EIO, f"accept: {error.strerror or error}"))
+            if not self._isShutDown():
+                self._broken(SSAError(error.errno or errno.EIO, f"accept: {error.strerror or error}"))
             return False
         self._pause = 0.0
         self.accepted += 1
@@ -240,7 +254,7 @@ class Listener:
             except OSError as error:
                 sock.close()
                 raise SSAError(error.errno or errno.EIO, os.strerror(error.errno or errno.EIO)) from error
-            secured = await self._factory.handshake(sock)
+            secured = await self._handshake(sock)
         except SSAError as error:
             self.refused += 1
             suppressed = self._throttle.allow()
@@ -256,6 +270,16 @@ class Listener:
         finally:
             slot.release()
         await self._accepting.connectionSecured(secured)
+
+    def _handshake(self, sock: socket.socket) -> Deferred[Secured]:
+        handshake = self._factory.handshake(sock)
+        self._handshakes.add(handshake)
+
+        def ended(result: Secured | Failure) -> Secured | Failure:
+            self._handshakes.discard(handshake)
+            return result
+
+        return handshake.addBoth(ended)
 
     def _served(self, result: object, serving: Deferred[None]) -> None:
         self._serving.discard(serving)

@@ -544,6 +544,32 @@ class ListenTests(DispatcherCase):
         self.assertIs(Stage.FAILED, self.stage())
         self.assertIn("shut down", self.error())
 
+    def test_shutDownBehindAConnection(self) -> None:
+        """
+        A program that accepts a connection and closes its listener at once: the daemon sees the end of the listener before the
+        word that the connection was taken.  The connection is served all the same; one that shakes hands is given up.
+        """
+        for spoil in ("event", "accept"):
+            self.setUp()
+            real = self.listen()
+            listener: Any = next(iter(self.around.reactor.readers))
+            for _ in range(2 if spoil == "event" else 1):  # as many as may be in flight accept no further one
+                self.client(real)
+            self.around.reactor.readable()
+            self.factory.succeed()
+            real.shutdown(socket.SHUT_RDWR)
+            if spoil == "event":
+                listener.connectionLost(None)
+            else:
+                listener.doRead()
+            self.assertIs(Stage.FAILED, self.stage())
+            self.assertEqual((0, set()), (self.dispatcher.handshakes, self.around.reactor.readers))
+            self.interceptor.accepts.pop()[1].callback((50, self.interceptor.plaintext()))
+            self.assertIs(Stage.CONNECTED, self.stage(50))
+            got = self.successResultOf(self.send(GetsockoptNotify, 50, IPPROTO_TLS, int(Option.TLS_ID)))
+            self.assertIsInstance(got, DataReturn)
+            self.doCleanups()
+
     def test_staleEvent(self) -> None:
         """The end of another socket, which had the listener's descriptor until a moment ago, is not the listener's."""
         self.listen()
