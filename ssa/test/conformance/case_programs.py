@@ -19,6 +19,7 @@ from typing import Any
 
 from ssa.test.conformance.case import Thread, TLSCase, pattern
 from ssa.test.conformance.peers import SECONDS, Peer, echo
+from ssa.test.conformance.runner import PATIENCE
 from ssa.test.pki import testCA
 
 TWISTED_CLIENT = """
@@ -198,7 +199,7 @@ class Twisted(TLSCase):
         server = self.server(echo)
         done = subprocess.run(
             [sys.executable, "-c", TWISTED_CLIENT, str(server.address[1])],
-            timeout=18,
+            timeout=18 * PATIENCE,
             check=False,
             capture_output=True,
             env={**os.environ, "CA": testCA().pem.decode()},

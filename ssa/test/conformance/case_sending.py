@@ -124,15 +124,18 @@ class _Sending(PairCase):
         sock, peer = self.pair()
         size = 16 << 20
 
+        ended = threading.Event()
+
         def interrupt() -> None:
-            time.sleep(0.2)
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            while not ended.wait(0.2):  # on a slow machine the first one may come before the call
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
         previous = signal.signal(signal.SIGUSR1, lambda *_: None)
         self.addCleanup(signal.signal, signal.SIGUSR1, previous)
         signal.siginterrupt(signal.SIGUSR1, True)
         interrupting = Thread(interrupt)
         sent = LIBC.send(sock.fileno(), bytes(size), ctypes.c_size_t(size), 0)
+        ended.set()
         interrupting.result()
         self.assertTrue(0 < sent < size, f"{sent}")
         self.assertEqual(len(Thread(lambda: peer.exactly(sent)).result()), sent)
