@@ -19,6 +19,9 @@ from ssa.test.vm.place import ROOT, VMError
 #: The number of the ordinary user in the guest.
 USER = 1000
 
+#: For the cases and their peers.  The emulator takes a minute for 64 MiB, and what they could show is shown by 8.
+_EMULATED = {"SSA_CONFORMANCE_PATIENCE": "5", "SSA_CONFORMANCE_BYTES": str(8 << 20), "SSA_CONFORMANCE_CONNECTIONS": "300"}
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -44,7 +47,7 @@ class Scenario:
     module: bool = False
     leaks: bool = False
     timeout: float = 300.0
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=lambda: _EMULATED)
     parameters: Sequence[str] = ()
     problem: str = ""
 
@@ -71,8 +74,6 @@ class Scenario:
 
 _PYTHON = "import sys, ssa.api, twisted; sys.exit(open('/proc/self/uid_map').read().split()[1] != sys.argv[1])"
 _FREED = "modprobe lkdtm; echo WRITE_AFTER_FREE >/sys/kernel/debug/provoke-crash/DIRECT; sleep 60"
-#: The emulator takes a minute for 64 MiB, and what they could show is shown by 8.
-_EMULATED = {"SSA_CONFORMANCE_PATIENCE": "5", "SSA_CONFORMANCE_BYTES": str(8 << 20), "SSA_CONFORMANCE_CONNECTIONS": "300"}
 #: Modules of cases for the debug kernel, in place of all: it is slow.
 _CASES = os.environ.get("SSA_VM_CASES", "").split()
 _KTLS = "modprobe tls && exec python -m ssa.test.vm.guest.ktls"
@@ -93,9 +94,9 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("the module can be loaded and unloaded", ["sh", "-c", _RELOAD], module=True, leaks=True),
     Scenario("workers of one daemon, and what /proc says", _guest("workers"), module=True, leaks=True),
     Scenario("conformance, as root and as an ordinary user", _guest("conformance"), module=True, kernels=SERIES,
-             timeout=3600.0, environment=_EMULATED),
+             timeout=3600.0),
     Scenario("conformance, as root and as an ordinary user", _guest("conformance", *_CASES), module=True, leaks=True,
-             kernels=(DEBUG,), timeout=7200.0, environment=_EMULATED),
+             kernels=(DEBUG,), timeout=7200.0),
     Scenario("kTLS", ["sh", "-c", _KTLS], module=True, leaks=True, timeout=1800.0),
     Scenario("users have TLS, and no rights of the daemon", _guest("privileges"), module=True, leaks=True),
     Scenario("one daemon serves all network namespaces", _guest("namespaces"), module=True, leaks=True),
