@@ -197,6 +197,7 @@ class Stress:
     def _crash(self, daemon: Daemon) -> None:
         """Until the next real one serves, one that passes all on serves for a moment, and is killed too."""
         left = self._around.deadline.left()
+        print(f"the daemon is killed, {left:.0f} s are left", flush=True)
         self._around.deadline.move(START_SECONDS)
         daemon.crash()
         with contextlib.ExitStack() as stack:
@@ -207,6 +208,7 @@ class Stress:
                 time.sleep(self._choice.uniform(*_PAUSE))
                 self._choice.choice((self._interrupt, self._kill))(daemon)
         daemon.awaitService()
+        print(f"a new daemon serves, {left:.0f} s are left: {self._around.done.named()}", flush=True)
         self._around.deadline.move(left + _SERVICE)  # to start takes long, and is no time of test
 
     def _end(self, standin: Started) -> None:
