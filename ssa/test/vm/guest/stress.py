@@ -38,7 +38,7 @@ PROCESSES = 3
 SECONDS = 60.0
 _PAUSE = (0.1, 0.7)
 
-ESSENTIAL = ("converse", "serve", "accept", "send", "receive", "upgrade")
+ESSENTIAL = ("converse", "serve", "visit", "send", "receive", "upgrade")
 """What shows that it was no idle run."""
 
 

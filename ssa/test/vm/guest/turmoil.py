@@ -241,11 +241,13 @@ class Turmoil:
         self._keep(choice, sock)
 
     def _visit(self, choice: random.Random) -> None:
-        """Connect to a listener of this process."""
-        sock = self._new(choice)
-        self._keep(choice, sock)
+        """Connect to a listener of this process, and accept that or another connection."""
+        listener = choice.choice(self._listeners)
+        sock = self._keep(choice, tls())
         self._trust(sock)
-        sock.connect(choice.choice(self._listeners).getsockname())
+        sock.connect(listener.getsockname())
+        sock.send(b"z")
+        self._keep(choice, listener.accept()[0])
 
     def _send(self, choice: random.Random) -> None:
         flags = choice.choice((0, 0, socket.MSG_DONTWAIT, socket.MSG_NOSIGNAL, socket.MSG_MORE))
