@@ -37,10 +37,8 @@ from ssa.test.vm.guest.turmoil import Deadline, Surroundings, Tally, Turmoil, wo
 PROCESSES = 3
 SECONDS = 60.0
 _PAUSE = (0.1, 0.7)
-_SERVICE = 5.0
-"""How much longer the run is for each new daemon."""
 
-ESSENTIAL = ("converse", "serve", "accept", "send", "receive", "upgrade")
+ESSENTIAL = ("converse", "serve", "visit", "send", "receive", "upgrade")
 """What shows that it was no idle run."""
 
 
@@ -115,6 +113,8 @@ class Stress:
         self._seed = seed
         self._choice = random.Random(seed)
         self._crashes = crashes
+        self._service = seconds / (crashes + 2)
+        self._quiet = time.monotonic() + self._service
         self._generation = 0
         self._children: list[int] = []
         way = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -130,7 +130,7 @@ class Stress:
         while self._around.deadline.left():
             time.sleep(self._choice.uniform(*_PAUSE))
             act = self._choice.choices(acts, (10, 3, 2, 1))[0]
-            if act == self._crash and self.done["_crash"] == self._crashes:
+            if act == self._crash and (self.done["_crash"] == self._crashes or time.monotonic() < self._quiet):
                 continue
             act(daemon)
             self.done[act.__name__] += 1
@@ -197,6 +197,7 @@ class Stress:
     def _crash(self, daemon: Daemon) -> None:
         """Until the next real one serves, one that passes all on serves for a moment, and is killed too."""
         left = self._around.deadline.left()
+        print(f"the daemon is killed, {left:.0f} s are left", flush=True)
         self._around.deadline.move(START_SECONDS)
         daemon.crash()
         with contextlib.ExitStack() as stack:
@@ -207,7 +208,9 @@ class Stress:
                 time.sleep(self._choice.uniform(*_PAUSE))
                 self._choice.choice((self._interrupt, self._kill))(daemon)
         daemon.awaitService()
-        self._around.deadline.move(left + _SERVICE)  # to start takes long, and is no time of test
+        print(f"a new daemon serves, {left:.0f} s are left: {self._around.done.named()}", flush=True)
+        self._quiet = time.monotonic() + self._service
+        self._around.deadline.move(left)  # to start takes long, and is no time of test
 
     def _end(self, standin: Started) -> None:
         os.kill(standin.pid, signal.SIGKILL)

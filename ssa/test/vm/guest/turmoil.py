@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from errno import ENETDOWN
 
 from ssa.api import IPPROTO_TLS, UPGRADE_FORMAT, Option
 from ssa.test.conformance.peers import NAME, credential
@@ -34,6 +35,8 @@ MOST = 24
 _FIONREAD = 0x541B
 _TIOCOUTQ = 0x5411
 _PATIENCE = 10.0
+_WITHOUT = 0.3
+_REST = 0.002
 _HOLD = 0.3
 _GET = (Option.TLS_REMOTE_HOSTNAME, Option.TLS_CHOSEN_CIPHER, Option.TLS_ERROR, Option.TLS_PEER_IDENTITY, Option.TLS_DATA_PATH)
 
@@ -136,8 +139,9 @@ class Turmoil:
             try:
                 getattr(self, f"_{name}")(choice)
                 self._around.done.add(names.index(name))
-            except (OSError, ValueError, IndexError):
-                pass  # what programs get; IndexError: there is no socket
+            except (OSError, ValueError, IndexError) as failure:  # what programs get; IndexError: there is no socket
+                # The next daemon needs the processors to start.
+                time.sleep(_WITHOUT if getattr(failure, "errno", 0) == ENETDOWN or not self._sockets else _REST)
             except Exception as failure:
                 self.wrong.append(f"{name}: {failure!r}")
                 raise
@@ -237,11 +241,13 @@ class Turmoil:
         self._keep(choice, sock)
 
     def _visit(self, choice: random.Random) -> None:
-        """Connect to a listener of this process."""
-        sock = self._new(choice)
-        self._keep(choice, sock)
+        """Connect to a listener of this process, and accept that or another connection."""
+        listener = choice.choice(self._listeners)
+        sock = self._keep(choice, tls())
         self._trust(sock)
-        sock.connect(choice.choice(self._listeners).getsockname())
+        sock.connect(listener.getsockname())
+        sock.send(b"z")
+        self._keep(choice, listener.accept()[0])
 
     def _send(self, choice: random.Random) -> None:
         flags = choice.choice((0, 0, socket.MSG_DONTWAIT, socket.MSG_NOSIGNAL, socket.MSG_MORE))
