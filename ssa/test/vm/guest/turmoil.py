@@ -44,7 +44,7 @@ _GET = (Option.TLS_REMOTE_HOSTNAME, Option.TLS_CHOSEN_CIPHER, Option.TLS_ERROR, 
 ACTS: Mapping[str, int] = {
     "create": 8, "converse": 6, "serve": 6, "connect": 4, "name": 4, "bind": 2, "listen": 3, "relisten": 3, "accept": 4,
     "visit": 3, "send": 6, "receive": 6, "sendFile": 1, "shutdown": 3, "duplicate": 1, "pass": 1, "take": 1, "poll": 2,
-    "options": 3, "ask": 3, "linger": 1, "close": 2, "upgrade": 3, "own": 1,
+    "options": 3, "ask": 3, "linger": 1, "close": 2, "upgrade": 6, "own": 1,
 }
 """What threads do, and how often."""
 
@@ -329,12 +329,15 @@ class Turmoil:
         self._sockets.pop(choice.randrange(len(self._sockets))).close()
 
     def _upgrade(self, choice: random.Random) -> None:
-        sock = self._new(choice)
-        self._keep(choice, sock)
+        sock = self._keep(choice, tls())
         self._trust(sock)
-        with socket.create_connection(self._address(choice)) as tcp:
+        address = self._around.good if choice.random() < 0.7 else self._address(choice)
+        with socket.create_connection(address) as tcp:
             os.set_blocking(sock.fileno(), choice.random() < 0.5)
-            setOption(sock, Option.TLS_UPGRADE, struct.pack(UPGRADE_FORMAT, tcp.fileno(), choice.randrange(2)))
+            with contextlib.suppress(BlockingIOError):
+                setOption(sock, Option.TLS_UPGRADE, struct.pack(UPGRADE_FORMAT, tcp.fileno(), choice.choice((0, 0, 0, 1))))
+        select.select([], [sock], [], _PATIENCE)
+        sock.getpeername()  # it is connected
 
     def _own(self, choice: random.Random) -> None:
         """SIGIO."""
