@@ -29,17 +29,17 @@ static int __init ssa_init(void)
 	error = ssa_netlink_register();
 	if (error)
 		goto unregister_proc;
-	inet_register_protosw(&ssa_protosw);
+	/* The one that can fail first: from then on there are sockets, which no way back could end. */
 #if IS_ENABLED(CONFIG_IPV6)
 	error = inet6_register_protosw(&ssa6_protosw);
 	if (error)
-		goto unregister_protosw;
+		goto unregister_netlink;
 #endif
+	inet_register_protosw(&ssa_protosw);
 	return 0;
 
 #if IS_ENABLED(CONFIG_IPV6)
-unregister_protosw:
-	inet_unregister_protosw(&ssa_protosw);
+unregister_netlink:
 	ssa_netlink_unregister();
 #endif
 unregister_proc:

@@ -82,14 +82,22 @@ static void *ssa_seq_next(struct seq_file *seq, void *found, loff_t *position)
 	return ssa_seq_find(seq, position);
 }
 
-static void ssa_seq_address(struct seq_file *seq, struct socket *inner, bool peer)
+/* Without the TCP socket's lock, as /proc/net/tcp: a program can have that held for as long as it likes. */
+static void ssa_seq_address(struct seq_file *seq, const struct sock *sk, bool peer)
 {
-	struct sockaddr_storage address;
+	const struct inet_sock *inet = inet_sk(sk);
+	__be16 port = peer ? READ_ONCE(inet->inet_dport) : READ_ONCE(inet->inet_sport);
+	__be32 address = peer ? READ_ONCE(inet->inet_daddr) : READ_ONCE(inet->inet_rcv_saddr);
 
-	if (ssa_address(inner, peer, &address) < 0)
+	if (peer && !port)
 		seq_puts(seq, " -");
+#if IS_ENABLED(CONFIG_IPV6)
+	else if (sk->sk_family == AF_INET6)
+		seq_printf(seq, " [%pI6c]:%u", peer ? &sk->sk_v6_daddr : &sk->sk_v6_rcv_saddr,
+			   ntohs(port));
+#endif
 	else
-		seq_printf(seq, " %pISpc", &address);
+		seq_printf(seq, " %pI4:%u", &address, ntohs(port));
 }
 
 static int ssa_seq_show(struct seq_file *seq, void *found)
@@ -107,8 +115,8 @@ static int ssa_seq_show(struct seq_file *seq, void *found)
 		seq_printf(seq, "%llu %s %s %u %lu %lu", s->id, ssa_states[s->state], ssa_path(s),
 			   from_kuid_munged(seq_user_ns(seq), s->user->uid), sock_i_ino(sk),
 			   ssa_inode(s->inner));
-		ssa_seq_address(seq, s->inner, false);
-		ssa_seq_address(seq, s->inner, true);
+		ssa_seq_address(seq, s->inner->sk, false);
+		ssa_seq_address(seq, s->inner->sk, true);
 		seq_putc(seq, '\n');
 	}
 	release_sock(sk);

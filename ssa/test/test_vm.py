@@ -193,6 +193,15 @@ class PartsTests(SynchronousTestCase):
         error = self.assertRaises(place.VMError, place.require, "qemu-system-x86_64", "depmod")
         self.assertEqual(str(error), "qemu-system-x86_64, depmod not found: apt-get install kmod qemu-system-x86")
 
+    def test_notOurs(self) -> None:
+        """Where nothing may be made, that is said, and what to do."""
+        path = Path(self.mktemp())
+        path.write_bytes(b"")
+        self.patch(place, "BUILD", path)
+        with self.assertRaises(place.VMError) as caught, place.alone("6.1"):
+            pass
+        self.assertIn("SSA_VM_CACHE names another directory", str(caught.exception))
+
     def test_expectedFailure(self) -> None:
         """A scenario that is meant to crash passes only by that crash."""
         crash = scenarios.Scenario("x", ["x"], problem="KASAN: .*use-after-free")

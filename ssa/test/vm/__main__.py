@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ssa.test.vm import debugkernel, kernels, module, scenarios
@@ -54,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--source", type=Path, default=module.SOURCE, help="the module's directory")
     build.add_argument("arguments", nargs="*", metavar="NAME=VALUE", help="for make, such as W=1")
     test = add("test", "run the scenarios", action="append")
-    test.add_argument("--serial", action="store_true", help="one machine at a time, also where there are several kernels")
+    test.add_argument("--serial", action="store_true", help="one machine at a time")
     test.add_argument("names", nargs="*", help="parts of the names of those to run")
     for name, text in (("run", "run a command in the guest and end with its status"), ("shell", "a shell in the guest")):
         action = add(name, text, default="6.1")
@@ -105,12 +104,10 @@ def _boot(options: argparse.Namespace) -> int:
 def _test(options: argparse.Namespace) -> int:
     """C{test}: the last line is as trial's."""
     require("qemu-system-x86_64")
-    total = [0, 0, 0]
-    kernels = [obtain(name) for name in options.kernel or SERIES]
+    wanted = [obtain(name) for name in options.kernel or SERIES]
     # A machine waits as much as it works, and so two together take hardly longer than one.
-    with ThreadPoolExecutor(1 if options.serial else min(2, os.cpu_count() or 1)) as pool:
-        for counts in pool.map(lambda kernel: scenarios.runAll(kernel, options.names, _say), kernels):
-            total = [one + other for one, other in zip(total, counts, strict=True)]
+    machines = 1 if options.serial else min(2, os.cpu_count() or 1)
+    total = scenarios.runAll(wanted, options.names, machines, _say)
     words = [f"{word}={count}" for word, count in zip(("successes", "failures", "skips"), total, strict=True) if count]
     print(f"{'FAILED' if total[1] else 'PASSED'} ({', '.join(words)})", flush=True)
     return 1 if total[1] or not total[0] else 0

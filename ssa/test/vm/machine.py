@@ -20,7 +20,7 @@ from ssa.test.vm.command import Command
 from ssa.test.vm.console import Console
 from ssa.test.vm.kernels import Kernel
 from ssa.test.vm.monitor import Monitor
-from ssa.test.vm.place import BUILD, find, require
+from ssa.test.vm.place import find, require
 from ssa.test.vm.tsc import kilohertz
 
 #: The exit status of a run in which the machine, not the command, failed.
@@ -93,7 +93,8 @@ class Machine:
         @raise VMError: QEMU or something else is missing
         """
         require("qemu-system-x86_64", "setpriv", "depmod")
-        directory = Path(tempfile.mkdtemp(prefix="run-", dir=self._runs()))
+        # Not where the kernels are: those may be another user's.  And the path is short, for the monitor's socket.
+        directory = Path(tempfile.mkdtemp(prefix="ssa-vm-"))
         try:
             control = directory / "control"
             for name in ("control", "exchange"):
@@ -115,12 +116,6 @@ class Machine:
             return _outcome(control, console, problem, time.monotonic() - begun)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-
-    def _runs(self) -> Path:
-        """Where the directories of runs are: short, for the monitor's socket."""
-        runs = BUILD / "runs"
-        runs.mkdir(parents=True, exist_ok=True)
-        return runs
 
     def _arguments(self, directory: Path, exchange: Path) -> list[str]:
         """QEMU's command line but for the monitor."""

@@ -92,9 +92,14 @@ def alone(name: str) -> Iterator[None]:
     Keep other processes out of one thing below L{BUILD}, a kernel or a module, while it is being made: they wait.
 
     @param name: of the thing
+    @raise VMError: nothing may be made there
     """
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with (BUILD / f"{name}.lock").open("w") as lock:
+    try:
+        BUILD.mkdir(parents=True, exist_ok=True)
+        lock = (BUILD / f"{name}.lock").open("w")
+    except OSError as error:
+        raise VMError(f"{error.filename}: {error.strerror} (the variable SSA_VM_CACHE names another directory)") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -8,7 +8,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
 
 from ssa.test.vm import module, style
 from ssa.test.vm.command import Command, hidden
@@ -51,16 +54,18 @@ class Scenario:
     parameters: Sequence[str] = ()
     problem: str = ""
 
-    def run(self, kernel: Kernel) -> Outcome:
+    def run(self, kernel: Kernel, built: Path | None) -> Outcome:
         """
         Boot and run it.
 
+        @param kernel: to boot
+        @param built: the project's module for that kernel; used if L{module} says so
         @raise VMError: it cannot be run on this host
         """
         blocked = hidden(self.user)
         if blocked:
             raise VMError(f"the guest's user cannot enter {blocked}: use a virtual environment made by /usr/bin/python3")
-        built = module.build(kernel).module if self.module else None
+        built = built if self.module else None
         leaks = self.leaks and kernel.name == DEBUG
         command = Command(self.arguments, user=self.user, environment=self.environment, module=built, leaks=leaks)
         return Machine(kernel, parameters=self.parameters).run(command, self.timeout)
@@ -120,39 +125,55 @@ _CHECKS: Mapping[str, Callable[[Kernel], tuple[list[str], str]]] = {
 }
 
 
-def runAll(kernel: Kernel, wanted: Sequence[str] = (), tell: Callable[[str], None] = print) -> tuple[int, int, int]:
+def runAll(kernels: Sequence[Kernel], wanted: Sequence[str] = (), machines: int = 1,
+           tell: Callable[[str], None] = print) -> tuple[int, int, int]:
     """
-    Run a kernel's scenarios one after the other.
+    Run the scenarios of some kernels.
 
-    @param kernel: to boot
+    @param kernels: to boot
     @param wanted: parts of names; empty for all
-    @param tell: gets a line for each, and the console of those that failed
+    @param machines: how many run at a time
+    @param tell: gets a line for each, and the console of those that failed; not called by two threads at a time
     @return: how many succeeded, failed, and were skipped since there is no module or no tool
+    @raise VMError: they cannot be run on this host
     """
     # The guest does not write what it compiles, and would do it again for each program.
     compileall.compile_dir(ROOT / "ssa", quiet=2, workers=0)
     total = Counter[str]()
+    telling = Lock()
+    there = module.exists()
 
-    def judge(name: str, result: str, why: str = "") -> None:
-        total[result] += 1
-        tell(f"{kernel.name}: {name} ... {result}{why and ', '}{why}")
+    def chosen(name: str) -> bool:
+        return not wanted or any(part in name for part in wanted)
 
-    for name, check in _CHECKS.items():
-        if module.exists() and (not wanted or any(part in name for part in wanted)):
-            problems, skip = check(kernel)
-            for line in problems:
+    def judge(kernel: Kernel, name: str, result: str, why: str = "", said: Sequence[str] = ()) -> None:
+        with telling:
+            total[result] += 1
+            for line in said:
                 tell(line)
-            judge(name, "FAILED" if problems else "skipped" if skip else "ok", skip)
-    for scenario in SCENARIOS:
-        if kernel.name not in scenario.kernels or (wanted and not any(part in scenario.name for part in wanted)):
-            continue
-        if scenario.module and not module.exists():
-            judge(scenario.name, "skipped", "there is no module")
-            continue
-        outcome = scenario.run(kernel)
+            tell(f"{kernel.name}: {name} ... {result}{why and ', '}{why}")
+
+    def boot(job: tuple[Scenario, Kernel]) -> None:
+        scenario, kernel = job
+        if scenario.module and not there:
+            judge(kernel, scenario.name, "skipped", "there is no module")
+            return
+        outcome = scenario.run(kernel, built.get(kernel.name))
         if scenario.passed(outcome):
-            judge(scenario.name, "ok", f"{outcome.seconds:.1f} s")
+            judge(kernel, scenario.name, "ok", f"{outcome.seconds:.1f} s")
         else:
-            tell(outcome.console.rstrip())
-            judge(scenario.name, "FAILED", outcome.problem or f"status {outcome.status}")
+            judge(kernel, scenario.name, "FAILED", outcome.problem or f"status {outcome.status}", [outcome.console.rstrip()])
+
+    for kernel in kernels:
+        for name, check in _CHECKS.items():
+            if there and chosen(name):
+                problems, skip = check(kernel)
+                judge(kernel, name, "FAILED" if problems else "skipped" if skip else "ok", skip, problems)
+    jobs = [(scenario, kernel) for scenario in SCENARIOS for kernel in kernels
+            if kernel.name in scenario.kernels and chosen(scenario.name)]
+    needed = {kernel.name: kernel for scenario, kernel in jobs if there and scenario.module}
+    built = {name: module.build(kernel).module for name, kernel in needed.items()}
+    with ThreadPoolExecutor(machines) as pool:
+        for _ in pool.map(boot, jobs):
+            pass
     return total["ok"], total["FAILED"], total["skipped"]
