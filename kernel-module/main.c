@@ -29,7 +29,7 @@ static int __init ssa_init(void)
 	error = ssa_netlink_register();
 	if (error)
 		goto unregister_proc;
-	/* The one that can fail first: from then on there are sockets, which no way back could end. */
+	/* First the one that can fail: afterwards there may be sockets, which nothing here ends. */
 #if IS_ENABLED(CONFIG_IPV6)
 	error = inet6_register_protosw(&ssa6_protosw);
 	if (error)

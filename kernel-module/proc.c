@@ -82,7 +82,7 @@ static void *ssa_seq_next(struct seq_file *seq, void *found, loff_t *position)
 	return ssa_seq_find(seq, position);
 }
 
-/* Without the TCP socket's lock, as /proc/net/tcp: a program can have that held for as long as it likes. */
+/* Without the TCP socket's lock, as /proc/net/tcp: a program can have that held at its will. */
 static void ssa_seq_address(struct seq_file *seq, const struct sock *sk, bool peer)
 {
 	const struct inet_sock *inet = inet_sk(sk);
