@@ -102,6 +102,23 @@ class Profile:
         C{"allow"}: it is an end of file.
     @ivar certificates: the server's default certificates, pairs of the paths of a PEM chain and of its key.
     @ivar limits: the daemon's bounds.
+    @ivar access: whether connections are allowed at all.
+    @ivar clientCertificates: what clients show where the program has set none, pairs of paths as C{certificates}.
+    @ivar clientAuth: the least that a server asks of its clients: C{"off"}, C{"request"} or C{"require"} a certificate.
+    @ivar sessionResumption: whether sessions are resumed.
+    @ivar sessionTickets: whether servers give tickets (RFC 5077) to clients of TLS 1.2; they keep the sessions otherwise.
+    @ivar sessionTimeout: seconds that a session can be resumed; at most seven days (RFC 8446 section 4.6.1).
+    @ivar revocationChecks: whether a definite answer on the revocation of each of the peer's certificates must exist.
+    @ivar revocationSources: which answers count: some of C{"stapled"}, C{"cached"}, C{"ocsp"} and C{"crl"}.
+    @ivar revocationTimeout: seconds that all questions of one handshake may take together.
+    @ivar serverStapling: whether servers staple OCSP answers.
+    @ivar certTransparency: whether a server's certificate needs timestamps of logs (RFC 6962).
+    @ivar transparencyLogs: path of the list of logs that count, JSON; "" if there is none.
+    @ivar validation: the names of the validation plug-ins that are asked too.
+    @ivar pinnedKeys: SHA-256 digests (32 bytes) of the SubjectPublicKeyInfo of which a server's verified chain must hold one,
+        for the plug-in C{"pin"}; empty if there are none.
+    @ivar firstUseStore: path of the file in which the plug-in C{"first-use"} keeps the keys that it has seen.
+    @ivar keyLogFile: path of the file for the connections' secrets (NSS key log format); "" for none.
     """
 
     minProtocol: int = TLS_1_2
@@ -117,6 +134,22 @@ class Profile:
     truncation: str = "error"
     certificates: tuple[tuple[str, str], ...] = ()
     limits: Limits = field(default_factory=Limits)
+    access: bool = True
+    clientCertificates: tuple[tuple[str, str], ...] = ()
+    clientAuth: str = "off"
+    sessionResumption: bool = True
+    sessionTickets: bool = True
+    sessionTimeout: int = 7200
+    revocationChecks: bool = False
+    revocationSources: frozenset[str] = frozenset(("stapled", "cached", "ocsp", "crl"))
+    revocationTimeout: float = 10.0
+    serverStapling: bool = False
+    certTransparency: bool = False
+    transparencyLogs: str = ""
+    validation: tuple[str, ...] = ()
+    pinnedKeys: tuple[bytes, ...] = ()
+    firstUseStore: str = ""
+    keyLogFile: str = ""
 
 
 @dataclass(frozen=True)
