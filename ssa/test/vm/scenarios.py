@@ -49,7 +49,7 @@ class Scenario:
     kernels: Sequence[str] = (*SERIES, DEBUG)
     module: bool = False
     leaks: bool = False
-    timeout: float = 300.0
+    timeout: float = 600.0
     environment: Mapping[str, str] = field(default_factory=lambda: _EMULATED)
     parameters: Sequence[str] = ()
     problem: str = ""
@@ -105,8 +105,8 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("kTLS", ["sh", "-c", _KTLS], module=True, leaks=True, timeout=1800.0),
     Scenario("users have TLS, and no rights of the daemon", _guest("privileges"), module=True, leaks=True),
     Scenario("one daemon serves all network namespaces", _guest("namespaces"), module=True, leaks=True),
-    Scenario("the daemon dies, stops and comes back", _guest("restarts"), module=True, leaks=True, timeout=600.0),
-    Scenario("a daemon that does nothing keeps nobody waiting", _guest("asleep"), module=True, leaks=True),
+    Scenario("the daemon dies, stops and comes back", _guest("restarts"), module=True, leaks=True, timeout=900.0),
+    Scenario("a daemon that does nothing keeps nobody waiting", _guest("asleep"), module=True, leaks=True, timeout=900.0),
     Scenario("connections leave nothing", _guest("soak", os.environ.get("SSA_VM_CONNECTIONS", "10000")), module=True,
              timeout=3600.0, parameters=["slab_nomerge"], kernels=SERIES),
     Scenario("faults in every call and every request", _guest("faults"), kernels=(DEBUG,), module=True, leaks=True,
