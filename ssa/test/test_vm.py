@@ -9,6 +9,7 @@ import stat
 import struct
 import subprocess
 from pathlib import Path
+from threading import Event
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
@@ -221,13 +222,24 @@ class PartsTests(SynchronousTestCase):
 class BootTests(SynchronousTestCase):
     """One boot of Debian's 6.1."""
 
-    def test_true(self) -> None:
-        """A command runs in the guest and its status comes back."""
+    def boot(self, command: list[str], stop: Event | None = None) -> Outcome:
+        """Boot and run a command."""
         absent = place.missing(["qemu-system-x86_64", "depmod", "setpriv"])
         if absent:
             raise SkipTest(f"{', '.join(absent)} not installed")
         kernel = kernels.cached("6.1")
         if kernel is None and os.environ.get("SSA_VM") != "1":
             raise SkipTest("no kernel for the virtual machine: make test-vm fetches it, SSA_VM=1 does it from here")
-        outcome = Machine(kernel or kernels.fetch("6.1")).run(Command(["sh", "-c", "exit 7"]), timeout=300)
+        return Machine(kernel or kernels.fetch("6.1")).run(Command(command), timeout=300, stop=stop)
+
+    def test_true(self) -> None:
+        """A command runs in the guest and its status comes back."""
+        outcome = self.boot(["sh", "-c", "exit 7"])
         self.assertEqual((outcome.status, outcome.problem), (7, ""), outcome.console)
+
+    def test_stopped(self) -> None:
+        """A machine that is not wanted any more is stopped."""
+        stop = Event()
+        stop.set()
+        outcome = self.boot(["sleep", "600"], stop)
+        self.assertEqual((outcome.status, outcome.problem), (FAILED, "stopped by the user"), outcome.console)

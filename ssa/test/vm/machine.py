@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from ssa.test.vm import initrd
 from ssa.test.vm.command import Command
@@ -38,6 +39,7 @@ _EMULATOR = re.compile(r"\bint3: 0000 ")
 #: What a kernel is asked before it is given up: blocked tasks, then all processors' stacks.
 _KEYS = "wl"
 _NOT_STARTED = f"the kernel did not start within {_START:g} s"
+_STOPPED = "stopped by the user"
 _LINE = ("console=ttyS0 loglevel=5 panic=-1 oops=panic kasan.fault=panic sysrq_always_enabled mitigations=off nokaslr "
          "tsc=reliable no_timer_check reboot=t rcupdate.rcu_cpu_stall_timeout=120 "
          "watchdog_thresh=60 random.trust_cpu=on audit=0")
@@ -81,7 +83,7 @@ class Machine:
     options: Sequence[str] = ()
 
     def run(self, command: Command, timeout: float, exchange: Path | None = None,
-            hear: Callable[[bytes], object] | None = None) -> Outcome:
+            hear: Callable[[bytes], object] | None = None, stop: Event | None = None) -> Outcome:
         """
         Boot, run the command, stop.
 
@@ -90,6 +92,7 @@ class Machine:
         @param exchange: a directory of the host that the guest has, to read and write, at L{ssa.test.vm.command.EXCHANGE};
             a temporary one, gone afterwards, without it
         @param hear: gets each piece of the console as it comes
+        @param stop: once it is set, the machine is stopped
         @raise VMError: QEMU or something else is missing
         """
         require("qemu-system-x86_64", "setpriv", "depmod")
@@ -110,8 +113,9 @@ class Machine:
                 words += ["-qmp", f"unix:{directory / 'monitor'},server=on,wait=off"]
                 for _ in range(_BOOTS):
                     (control / "started").unlink(missing_ok=True)
-                    console, problem = _watch(words, directory, timeout, hear)
-                    if (control / "started").exists() and not _EMULATOR.search(console.report):
+                    console, problem = _watch(words, directory, timeout, hear, stop or Event())
+                    started = (control / "started").exists()
+                    if problem == _STOPPED or (started and not _EMULATOR.search(console.report)):
                         break
             return _outcome(control, console, problem, time.monotonic() - begun)
         finally:
@@ -135,7 +139,7 @@ class Machine:
 
 
 def _watch(words: Sequence[str], directory: Path, timeout: float,
-           hear: Callable[[bytes], object] | None) -> tuple[Console, str]:
+           hear: Callable[[bytes], object] | None, stop: Event) -> tuple[Console, str]:
     """Run QEMU until the guest stops, complains or hangs.  Returns the console, and what went wrong if it is not in it."""
     console = Console()
     problem = ""
@@ -151,6 +155,9 @@ def _watch(words: Sequence[str], directory: Path, timeout: float,
         try:
             while True:
                 selector.select(max(0.0, min(0.5, deadline - time.monotonic())))
+                if stop.is_set():
+                    problem = _STOPPED
+                    break
                 if not asked and not dying and begun + _START <= time.monotonic() < deadline and not started.exists():
                     problem = _NOT_STARTED
                     break

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 from ssa.test.vm import module, style
 from ssa.test.vm.command import Command, hidden
@@ -49,17 +49,18 @@ class Scenario:
     kernels: Sequence[str] = (*SERIES, DEBUG)
     module: bool = False
     leaks: bool = False
-    timeout: float = 300.0
+    timeout: float = 600.0
     environment: Mapping[str, str] = field(default_factory=lambda: _EMULATED)
     parameters: Sequence[str] = ()
     problem: str = ""
 
-    def run(self, kernel: Kernel, built: Path | None) -> Outcome:
+    def run(self, kernel: Kernel, built: Path | None, stop: Event) -> Outcome:
         """
         Boot and run it.
 
         @param kernel: to boot
         @param built: the project's module for that kernel; used if L{module} says so
+        @param stop: once it is set, the machine is stopped
         @raise VMError: it cannot be run on this host
         """
         blocked = hidden(self.user)
@@ -68,7 +69,7 @@ class Scenario:
         built = built if self.module else None
         leaks = self.leaks and kernel.name == DEBUG
         command = Command(self.arguments, user=self.user, environment=self.environment, module=built, leaks=leaks)
-        return Machine(kernel, parameters=self.parameters).run(command, self.timeout)
+        return Machine(kernel, parameters=self.parameters).run(command, self.timeout, stop=stop)
 
     def passed(self, outcome: Outcome) -> bool:
         """Whether it ended as it was meant to."""
@@ -105,14 +106,16 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("kTLS", ["sh", "-c", _KTLS], module=True, leaks=True, timeout=1800.0),
     Scenario("users have TLS, and no rights of the daemon", _guest("privileges"), module=True, leaks=True),
     Scenario("one daemon serves all network namespaces", _guest("namespaces"), module=True, leaks=True),
-    Scenario("the daemon dies, stops and comes back", _guest("restarts"), module=True, leaks=True, timeout=600.0),
-    Scenario("a daemon that does nothing keeps nobody waiting", _guest("asleep"), module=True, leaks=True),
+    Scenario("the daemon dies, stops and comes back", _guest("restarts"), module=True, leaks=True, timeout=900.0),
+    Scenario("a daemon that does nothing keeps nobody waiting", _guest("asleep"), module=True, leaks=True, timeout=900.0),
     Scenario("connections leave nothing", _guest("soak", os.environ.get("SSA_VM_CONNECTIONS", "10000")), module=True,
              timeout=3600.0, parameters=["slab_nomerge"], kernels=SERIES),
     Scenario("faults in every call and every request", _guest("faults"), kernels=(DEBUG,), module=True, leaks=True,
              timeout=1800.0),
     Scenario("malformed netlink, from the daemon and from strangers", _guest("fuzz"), module=True, leaks=True, timeout=1800.0),
-    Scenario("everything at once, and killed at any moment", _guest("stress"), module=True, leaks=True, timeout=2400.0),
+    Scenario("everything at once, and killed at any moment", _guest("stress"), module=True, kernels=SERIES, timeout=1200.0),
+    Scenario("everything at once, and killed at any moment", _guest("stress", "--seconds", "180"), module=True, leaks=True,
+             kernels=(DEBUG,), timeout=2400.0),
     Scenario("loaded and unloaded again and again", _guest("reload"), module=True, leaks=True, timeout=2400.0),
     Scenario("unloaded when nothing needs it, and loaded again", _guest("unload"), module=True, leaks=True),
 )
@@ -140,7 +143,7 @@ def runAll(kernels: Sequence[Kernel], wanted: Sequence[str] = (), machines: int 
     # The guest does not write what it compiles, and would do it again for each program.
     compileall.compile_dir(ROOT / "ssa", quiet=2, workers=0)
     total = Counter[str]()
-    telling = Lock()
+    telling, stop = Lock(), Event()
     there = module.exists()
 
     def chosen(name: str) -> bool:
@@ -155,10 +158,12 @@ def runAll(kernels: Sequence[Kernel], wanted: Sequence[str] = (), machines: int 
 
     def boot(job: tuple[Scenario, Kernel]) -> None:
         scenario, kernel = job
+        if stop.is_set():
+            return
         if scenario.module and not there:
             judge(kernel, scenario.name, "skipped", "there is no module")
             return
-        outcome = scenario.run(kernel, built.get(kernel.name))
+        outcome = scenario.run(kernel, built.get(kernel.name), stop)
         if scenario.passed(outcome):
             judge(kernel, scenario.name, "ok", f"{outcome.seconds:.1f} s")
         else:
@@ -174,6 +179,9 @@ def runAll(kernels: Sequence[Kernel], wanted: Sequence[str] = (), machines: int 
     needed = {kernel.name: kernel for scenario, kernel in jobs if there and scenario.module}
     built = {name: module.build(kernel).module for name, kernel in needed.items()}
     with ThreadPoolExecutor(machines) as pool:
-        for _ in pool.map(boot, jobs):
-            pass
+        try:
+            for _ in pool.map(boot, jobs):
+                pass
+        finally:  # also when the user interrupts it
+            stop.set()
     return total["ok"], total["FAILED"], total["skipped"]

@@ -19,7 +19,12 @@ from ssa.test.conformance.runner import Interception, Run, Total, caseModules, c
 
 
 def _all(interception: Interception, modules: Sequence[str]) -> Total:
-    return sum((report(Run(interception, module, isServed=True)) for module in modules), Total())
+    total = Total()
+    for module in modules:
+        begun = time.monotonic()
+        total += report(Run(interception, module, isServed=True))
+        print(f"{interception.name}: {module}: {time.monotonic() - begun:.0f} s", flush=True)
+    return total
 
 
 def main(argv: Sequence[str]) -> int:
