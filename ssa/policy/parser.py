@@ -117,7 +117,10 @@ def parsePolicy(sources: Sequence[tuple[str, str]], errors: Sequence[str] = ()) 
     limitNames = {field.name for field in fields(Limits)}
     limits = replace(profile.limits, **{field: value for field, value in values.items() if field in limitNames})
     rest = {field: value for field, value in values.items() if field not in limitNames}
-    profile = replace(profile, limits=limits, certificates=tuple(zip(certPaths, keyPaths, strict=True)), **rest)
+    origins = {key: f"{setting.file}:{setting.line} [{_SECTION}]" for key, setting in settings.items()}
+    profile = replace(
+        profile, limits=limits, certificates=tuple(zip(certPaths, keyPaths, strict=True)), origins=origins, **rest
+    )
     return Policy(profile, {key: (setting.file, setting.line) for key, setting in settings.items()})
 
 

@@ -7,6 +7,7 @@ The defaults here are the policy of a machine without any file; C{conf/ssa.conf}
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 __all__ = [
@@ -119,6 +120,7 @@ class Profile:
         for the plug-in C{"pin"}; empty if there are none.
     @ivar firstUseStore: path of the file in which the plug-in C{"first-use"} keeps the keys that it has seen.
     @ivar keyLogFile: path of the file for the connections' secrets (NSS key log format); "" for none.
+    @ivar origins: where values come from, by the keys of the file: see L{origin}.  Profiles that differ only in it are equal.
     """
 
     minProtocol: int = TLS_1_2
@@ -150,6 +152,16 @@ class Profile:
     pinnedKeys: tuple[bytes, ...] = ()
     firstUseStore: str = ""
     keyLogFile: str = ""
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def origin(self, key: str) -> str:
+        """
+        Say which rule of the administrator's a value comes from.
+
+        @param key: as it is written in the file: C{"TrustStoreLocation"}.
+        @return: C{"/etc/ssa/ssa.conf:12 [profile web]"}; "" for the built-in default.
+        """
+        return self.origins.get(key, "")
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,13 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(profile.truncation, "allow")
         self.assertEqual(profile.trustStore, "/x # y")
 
+    def test_origin(self) -> None:
+        """A value knows its rule; a built-in one has none."""
+        profile = self.profile("[default]\nMaxSockets = 7\n\nTrustStoreLocation = /x\n", "[default]\nMaxSockets = 9\n")
+        self.assertEqual(profile.origin("TrustStoreLocation"), "f1:4 [default]")
+        self.assertEqual(profile.origin("MaxSockets"), "f2:2 [default]")
+        self.assertEqual(profile.origin("MinProtocol"), "")
+
     def test_laterFileWins(self) -> None:
         """A drop-in changes what it names and nothing else."""
         profile = self.profile("[default]\nMaxSockets = 7\nMaxHandshakes = 8\n", "[default]\nMaxSockets = 9\n")
