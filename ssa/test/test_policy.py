@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ssa.policy import parser
 from ssa.policy.parser import ConfigurationError, loadPolicy, parsePolicy
 from ssa.policy.profile import TLS_1_2, TLS_1_3, Caller, Limits, Policy, Profile
-from ssa.policy.schema import KEYS
+from ssa.policy.schema import KEYS, PAIRS, Belongs
 from ssa.tls.ciphers import CIPHERS, checkCipherList
 
 CONF = os.path.join(os.path.dirname(__file__), "..", "..", "conf", "ssa.conf")
@@ -42,11 +42,11 @@ class DefaultFileTests(SynchronousTestCase):
 
     def test_everyFieldHasAKey(self) -> None:
         """The schema sets every field of the profile."""
-        set_ = {key.field for key in KEYS.values()}
-        profile = {field.name for field in fields(Profile)} - {"limits", "certificates"}
-        limits = {field.name for field in fields(Limits)}
-        self.assertEqual(set_ - {"certPaths", "keyPaths"}, profile | limits)
-        self.assertEqual({key.field for key in KEYS.values() if key.isLimit}, limits)
+        found = {belongs: {key.field for key in KEYS.values() if key.belongs is belongs} for belongs in Belongs}
+        profile = {field.name for field in fields(Profile)} - {"limits", "origins", "files", "conflict"}
+        self.assertEqual(found[Belongs.PROFILE] - {""} | set(PAIRS) | {"revocationSources"}, profile)
+        self.assertEqual(found[Belongs.LIMITS], {field.name for field in fields(Limits)})
+        self.assertEqual(found[Belongs.DAEMON], {"logLevel", "logFormat", "randomSeed"})
 
 
 class ParseTests(SynchronousTestCase):
@@ -102,18 +102,19 @@ class ParseTests(SynchronousTestCase):
             "Anything = 1\n"
             "[profile web]\n"
             "Application = /usr/bin/x\n"
+            "MinProtocol = SSLv3\n"
             "[default]\n"
             "MaxHandshakes = 0\n",
             "[default]\nTruncation = maybe\nHandshakeTimeout = soon\nCertPath = a\n",
         )
         places = [error.partition(": ")[0] for error in errors]
         self.assertEqual(
-            places, ["f1:1", "f1:3", "f1:4", "f1:5", "f1:7", "f1:8", "f1:9", "f1:11", "f1:13", "f2:2", "f2:3", "f2:4"]
+            places, ["f1:1", "f1:3", "f1:4", "f1:5", "f1:7", "f1:8", "f1:9", "f1:13", "f1:14", "f2:2", "f2:3", "f2:4"]
         )
         self.assertIn("[default] MaxSocket: there is no such key; do you mean MaxSockets?", errors[1])
-        self.assertIn("[default] MinProtocol: 'TLSv1' is no protocol that is allowed; allowed are TLSv1.2 and", errors[2])
+        self.assertIn("[default] MinProtocol: 'TLSv1' is not allowed here, only a profile whose Destination", errors[2])
         self.assertIn("[default] MaxSockets: the key is repeated", errors[4])
-        self.assertIn("[profile web]: this version does not support profiles yet", errors[7])
+        self.assertIn("[profile web] MinProtocol: ", errors[7])
         self.assertIn("[default]: the section is repeated", errors[8])
         self.assertIn("error and allow", errors[9])
 
