@@ -15,7 +15,7 @@ from typing import Any
 
 from ssa.policy.levels import CUSTOM, LEVELS, OLD
 from ssa.policy.matching import Match
-from ssa.policy.profile import TLS_1_2, Caller, Limits, Policy, Profile, Rule
+from ssa.policy.profile import TLS_1_2, Caller, Limits, NamedFiles, Policy, Profile, Rule
 from ssa.policy.schema import KEYS, PAIRS, REVOCATION_SOURCES, Belongs
 from ssa.tls.ciphers import checkCipherList
 
@@ -161,7 +161,24 @@ def makePolicy(default: Section, rules: Sequence[Section]) -> Policy:
         if key.belongs is Belongs.DAEMON and key.name in default.settings
     }
     origins = {key: (setting.file, setting.line) for key, setting in default.settings.items() if not setting.level}
-    return Policy(makeProfile(default.settings), origins, rules=rules, merge=merge, **daemon)
+    named = [files for section in (default, *rules) for files in _named(section)]
+    return Policy(makeProfile(default.settings), origins, rules=rules, merge=merge, named=named, **daemon)
+
+
+def _named(section: Section) -> Iterator[NamedFiles]:
+    """Find the files that a section names."""
+
+    def place(key: str) -> str:
+        file, line, shown = section.place((key,))
+        return f"{file}:{line}: [{section.name}] {shown}"
+
+    for first, second in PAIRS.values():
+        if first in section.settings and second in section.settings:
+            for paths in zip(section.settings[first].value, section.settings[second].value, strict=False):
+                yield NamedFiles(first, "credential", paths, place(first))
+    for key, kind in (("TrustStoreLocation", "store"), ("TransparencyLogs", "content")):
+        if key in section.settings and section.settings[key].value:
+            yield NamedFiles(key, kind, (section.settings[key].value,), place(key))
 
 
 def problemsOf(settings: Mapping[str, Setting]) -> Iterator[tuple[tuple[str, ...], str]]:

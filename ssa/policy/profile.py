@@ -27,6 +27,7 @@ __all__ = [
     "VERSION_NAMES",
     "Caller",
     "Limits",
+    "NamedFiles",
     "Policy",
     "PolicyFiles",
     "Profile",
@@ -245,6 +246,23 @@ class PolicyFiles(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class NamedFiles:
+    """
+    Files that one key of the policy names.
+
+    @ivar key: the key.
+    @ivar kind: C{"credential"}, a chain and its key; C{"store"}, a trust store; C{"content"}, anything else.
+    @ivar paths: two paths, or one.
+    @ivar place: where they are named, as errors begin: C{file:line: [section] Key}.
+    """
+
+    key: str
+    kind: str
+    paths: tuple[str, ...]
+    place: str
+
+
 class Rule(Protocol):
     """A profile of the file: whom it is for.  What it says, the policy's C{merge} knows."""
 
@@ -261,6 +279,7 @@ class Policy:
     @ivar rules: the profiles of the file, in its order.
     @ivar logLevel: the least level that is logged: C{"debug"}, C{"info"}, C{"warn"}, C{"error"} or C{"critical"}.
     @ivar logFormat: C{"text"} or C{"json"}.
+    @ivar named: the files that all profiles name.
     @ivar randomSeed: path of a file, and how many bytes of it are mixed into the random number generator; C{("", 0)}: none.
     """
 
@@ -271,6 +290,7 @@ class Policy:
         *,
         rules: Sequence[Rule] = (),
         merge: Callable[[Sequence[Rule]], Profile] | None = None,
+        named: Sequence[NamedFiles] = (),
         logLevel: str = "info",
         logFormat: str = "text",
         randomSeed: tuple[str, int] = ("", 0),
@@ -284,6 +304,7 @@ class Policy:
         self.origins: dict[str, tuple[str, int]] = dict(origins) if origins is not None else {}
         self.rules = tuple(rules)
         self._merge = merge
+        self.named = tuple(named)
         self.logLevel = logLevel
         self.logFormat = logFormat
         self.randomSeed = randomSeed
