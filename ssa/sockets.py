@@ -212,7 +212,8 @@ class TLSSocket:
         """
         profile = self._profile(destination, port, address)
         if not profile.access:
-            what = "listen" if destination is None else f"connect to {destination}{f' ({address})' if address else ''} port {port}"
+            where = destination if address in ("", destination) else f"{destination} ({address})"
+            what = "listen" if destination is None else f"connect to {where} port {port}"
             rule = f"its rules contradict each other: {profile.conflict}" if profile.conflict else profile.origin("Access")
             program = self.caller.executable or "the program"
             raise Cause.POLICY.error(f"{program} of user {self.caller.uid} may not {what} (Access = deny, {rule})")

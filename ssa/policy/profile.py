@@ -147,8 +147,8 @@ class Profile:
         for the plug-in C{"pin"}; empty if there are none.
     @ivar firstUseStore: path of the file in which the plug-in C{"first-use"} keeps the keys that it has seen.
     @ivar keyLogFile: path of the file for the connections' secrets (NSS key log format); "" for none.
-    @ivar securityLevel: the name of the level (L{ssa.policy.levels}) that was chosen last; its values are in the other fields.
     @ivar groups: the key exchange groups, names separated by colons; "" for the library's own.
+    @ivar securityLevel: the name of the level (L{ssa.policy.levels}) that was chosen last; its values are in the other fields.
     @ivar extensions: which of L{ALL_EXTENSIONS} may be used.
     @ivar files: what the files that the policy names held when it was loaded; C{None}: they are read when they are needed.
     @ivar conflict: what is contradictory about the rules that make up this profile; C{access} is C{False} then.
@@ -184,8 +184,8 @@ class Profile:
     pinnedKeys: tuple[bytes, ...] = ()
     firstUseStore: str = ""
     keyLogFile: str = ""
-    securityLevel: str = "custom"
     groups: str = ""
+    securityLevel: str = "custom"
     extensions: frozenset[str] = ALL_EXTENSIONS
     files: PolicyFiles | None = field(default=None, compare=False, repr=False)
     conflict: str = ""

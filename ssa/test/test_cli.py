@@ -71,7 +71,7 @@ class CommandLineTests(SynchronousTestCase):
     def test_usageErrors(self) -> None:
         """Wrong uses end with status 2."""
         self.usageError()
-        self.usageError("explain")
+        self.usageError("no-such-command")
         self.usageError("run", "--no-such-option", "ls")
         self.usageError("run", "--daemon", "/s", "--embedded", "ls")
         self.usageError("run", "--way", "magic", "ls")

@@ -28,6 +28,7 @@ from ssa.tls.certificates import (
     dnsNames,
 )
 from ssa.tls.connection import PeerCheck, peerCheckOf, verifyPeer
+from ssa.tls.groups import useGroups
 from ssa.tls.identity import Identity, parseName
 from ssa.tls.policyfiles import clientCredentials, serverCredentials, storeOf
 from ssa.tls.trust import TrustStore, customStore
@@ -89,6 +90,7 @@ def _context(method: int, profile: Profile) -> SSL.Context:
     level = _SECURITY_LEVEL if profile.minProtocol >= TLS_1_2 else 0
     context.set_cipher_list(f"{profile.cipherList}:@SECLEVEL={level}".encode("ascii"))
     context.set_tls13_ciphersuites(profile.cipherSuites.encode("ascii"))
+    useGroups(context, profile.groups)
     # OP_IGNORE_UNEXPECTED_EOF stays off: a truncated stream must be seen.
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
     if "session_ticket" not in profile.extensions:
@@ -171,6 +173,7 @@ def clientConnection(
         profile.maxProtocol,
         profile.cipherList,
         profile.cipherSuites,
+        profile.groups,
         profile.certVerificationDepth,
         profile.extensions,
         store.version,

@@ -110,11 +110,13 @@ class LoadedFiles:
     What files held at one time (L{ssa.policy.profile.PolicyFiles}).
 
     @ivar paths: all of them.
+    @ivar mayLack: whether what this process had no right to read is missing only where it is used.
     @ivar signature: what L{signatureOf} said of C{paths} before they were read.
     """
 
-    def __init__(self, paths: Sequence[str] = ()) -> None:
+    def __init__(self, paths: Sequence[str] = (), mayLack: bool = False) -> None:
         self.paths = tuple(paths)
+        self.mayLack = mayLack
         self.signature = signatureOf(self.paths)
         self._credentials = _Kept(_readPair)
         self._stores = _Kept(_readStore)
@@ -132,21 +134,20 @@ class LoadedFiles:
         """See L{ssa.policy.profile.PolicyFiles}."""
         return self._contents.get(path)
 
-    def load(self, named: NamedFiles, mayLack: bool) -> str:
+    def load(self, named: NamedFiles) -> str:
         """
         Read the files of one key.
 
-        @param mayLack: whether what this process has no right to read is missing only where it is used.
         @return: what is wrong, for a person; "" if nothing is.
         """
         path = named.paths[0]
         if named.kind == "store":
-            return self._stores.load(path, mayLack)
+            return self._stores.load(path, self.mayLack)
         if named.kind == "content":
-            problem = self._contents.load(path, mayLack)
+            problem = self._contents.load(path, self.mayLack)
             return problem or (_notJSON(path, self.content(path)) if self._contents.has(path) else "")
         pair = path, named.paths[1]
-        problem = self._credentials.load(pair, mayLack)
+        problem = self._credentials.load(pair, self.mayLack)
         if problem or not self._credentials.has(pair):
             return problem
         return next((text for text in map(_unusable, self.credentials([pair])) if text), "")
@@ -228,10 +229,10 @@ def loadFiles(policy: Policy, mayLack: bool = False) -> Policy:
     @return: the policy with its files.
     @raise ConfigurationError: with all that is wrong.
     """
-    files = LoadedFiles(sorted({path for named in policy.named for path in named.paths}))
+    files = LoadedFiles(sorted({path for named in policy.named for path in named.paths}), mayLack)
     errors = []
     for named in policy.named:
-        problem = files.load(named, mayLack)
+        problem = files.load(named)
         if problem:
             errors.append(f"{named.place}: {problem}")
     if errors:
