@@ -51,7 +51,7 @@ class Destination:
         """Whether it names certain places: neither all of them, nor those with some port."""
         if self.network is not None:
             return self.network.prefixlen > 0
-        return bool(self.name.strip("*?."))
+        return any(c.isalnum() for c in self.name)
 
     def matches(self, names: Iterable[str], addresses: Iterable[str], port: int) -> bool:
         """
