@@ -8,6 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from ssa.policy.parser import ConfigurationError, parsePolicy
 
 _NARROW = "only a profile whose Destination names certain hosts or addresses may allow it"
+_OTHER_LEVELS = "allowed are modern, intermediate and custom"
+_SOURCES = "OCSPStapledChecks, CachedRevChecks, OCSPChecks, CRLChecks"
 _KEYS_OF_GROUPS = "X25519MLKEM768, SecP256r1MLKEM768, SecP384r1MLKEM1024, X25519, X448, P-256, P-384, P-521"
 
 VALUES: tuple[tuple[str, str, str], ...] = (
@@ -150,10 +152,7 @@ FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "[default]\nRevocationChecks = on\nOCSPStapledChecks = off\nCachedRevChecks = off\nOCSPChecks = off\nCRLChecks = off\n",
-        (
-            "f:2: [default] RevocationChecks: RevocationChecks is on, and no answer counts; one of OCSPStapledChecks,"
-            " CachedRevChecks, OCSPChecks, CRLChecks must be on",
-        ),
+        (f"f:2: [default] RevocationChecks: RevocationChecks is on, and no answer counts; one of {_SOURCES} must be on",),
     ),
     (
         "[default]\nCertPath = /a\nKeyPath = /b\n[profile a]\nUser = root\nCertPath = /c\n",
@@ -166,10 +165,7 @@ FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
     *(
         (
             f"[profile a]\nDestination = {destination}\nSecurityLevel = old\n",
-            (
-                f"f:3: [profile a] SecurityLevel: 'old' is not allowed here, {_NARROW}; allowed are modern, intermediate and"
-                " custom",
-            ),
+            (f"f:3: [profile a] SecurityLevel: 'old' is not allowed here, {_NARROW}; {_OTHER_LEVELS}",),
         )
         for destination in ("*", ":443", "*:443", "0.0.0.0/0", "[::/0]:443", "*-*", "good.example *")
     ),
