@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ssa.policy import parser
+from ssa.policy.levels import LEVELS
+from ssa.policy.matching import parseApplications, parseDestinations
 from ssa.policy.parser import ConfigurationError, loadPolicy, parsePolicy
 from ssa.policy.profile import TLS_1_2, TLS_1_3, Caller, Limits, Policy, Profile
-from ssa.policy.schema import KEYS, PAIRS, Belongs
+from ssa.policy.schema import KEYS, MATCHERS, PAIRS, Belongs
 from ssa.tls.ciphers import CIPHERS, checkCipherList
 
+MANUAL = os.path.join(os.path.dirname(__file__), "..", "..", "docs", "ssa.conf.rst")
 CONF = os.path.join(os.path.dirname(__file__), "..", "..", "conf", "ssa.conf")
 
 
@@ -33,8 +36,16 @@ class DefaultFileTests(SynchronousTestCase):
         """Each key of the schema is there once, and says where it comes from."""
         with open(CONF, encoding="utf-8") as file:
             text = file.read()
-        shown = re.findall(r"^(\w+) =", text, re.MULTILINE)
-        self.assertEqual(sorted(shown), sorted(KEYS))
+        example = text.index("# ---- profiles")
+        written = re.findall(r"^(\w+) =", text, re.MULTILINE)
+        left = re.findall(r"^#(\w+) =", text[:example], re.MULTILINE)
+        self.assertEqual(sorted(written + left), sorted(KEYS))
+        # A key that a level sets would win over it, if it were written.
+        self.assertEqual(set(left), {key for level in LEVELS.values() for key in level.values})
+        uncommented = re.sub(r"^#(\w+ =|\[)", r"\1", text, flags=re.MULTILINE)
+        policy = parsePolicy([("f", uncommented.replace("User = backup\n", "").replace("User = @students\n", ""))])
+        self.assertEqual(policy.default, Profile())
+        self.assertEqual(3, len(policy.rules))
         lines = text.splitlines()
         for key, (name, line) in loadPolicy(CONF).origins.items():
             self.assertEqual(name, CONF)
@@ -47,6 +58,31 @@ class DefaultFileTests(SynchronousTestCase):
         self.assertEqual(found[Belongs.PROFILE] - {""} | set(PAIRS) | {"revocationSources"}, profile)
         self.assertEqual(found[Belongs.LIMITS], {field.name for field in fields(Limits)})
         self.assertEqual(found[Belongs.DAEMON], {"logLevel", "logFormat", "randomSeed"})
+
+
+class DocumentationTests(SynchronousTestCase):
+    """docs/ssa.conf.rst."""
+
+    def test_everyKey(self) -> None:
+        """Each key is there once, in the order of the table, with its type, default, example and what programs see."""
+        with open(MANUAL, encoding="utf-8") as file:
+            text = file.read()
+        entries = re.findall(r"^``(\w+)``\n((?:    .*\n|\n)+)", text, re.MULTILINE)
+        self.assertEqual(sorted(name for name, _ in entries), sorted((*KEYS, *MATCHERS)))
+        for name, body in entries:
+            fields = dict(re.findall(r"^    :(\w+): (.+)$", body, re.MULTILINE))
+            self.assertEqual({"Type", "Default", "Example", "Programs"}, set(fields), name)
+            example = re.fullmatch(rf"``{name} = (.+)``", fields["Example"])
+            assert example is not None, name
+            self.assertGreater(len(body[: body.index(":Type:")].strip()), 20, name)
+            if name in MATCHERS:
+                {"Application": parseApplications, "Destination": parseDestinations}.get(name, str)(example[1])
+                continue
+            key = KEYS[name]
+            value = key.parse(example[1])
+            self.assertNotEqual("", key.show(value), name)
+            shown = key.show(key.default)
+            self.assertEqual(f"``{shown}``" if shown else "empty", fields["Default"], name)
 
 
 class ParseTests(SynchronousTestCase):
