@@ -133,6 +133,7 @@ def _checkFile(path: str) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
+    from ssa.configuration import validationNames
     from ssa.policy.explain import explain
     from ssa.policy.parser import ConfigurationError, loadPolicy
     from ssa.policy.profile import Caller
@@ -148,7 +149,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         print(f"ssa explain: --application: {arguments.application!r} is no absolute path", file=sys.stderr)
         return 2
     try:
-        policy = loadPolicy(arguments.file or None)
+        policy = loadPolicy(arguments.file or None, validators=validationNames)
     except ConfigurationError as failure:
         print(*failure.errors, sep="\n", file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@ The whole configuration: ssa.conf, the files that it names, and the seed of the 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from OpenSSL import rand
 
@@ -13,17 +14,18 @@ from ssa.policy.parser import SHIPPED_VALIDATION, ConfigurationError, Validators
 from ssa.policy.profile import Policy
 from ssa.tls.policyfiles import loadFiles
 
-__all__ = ["loadConfiguration"]
+__all__ = ["loadConfiguration", "validationNames"]
 
 
-def _shippedValidation() -> tuple[str, ...]:
+def validationNames() -> Iterable[str]:
+    """Find the names of the validation plug-ins, when a configuration names some."""
     return SHIPPED_VALIDATION
 
 
 def loadConfiguration(
     path: str | None = None,
     required: bool = True,
-    validators: Validators = _shippedValidation,
+    validators: Validators = validationNames,
     mayLack: bool = False,
 ) -> Policy:
     """

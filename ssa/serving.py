@@ -50,6 +50,6 @@ class CurrentServer:
     def _update(self, profile: Profile) -> None:
         if profile is self.profile:
             return
-        if profile != self.profile or profile.files is not self.profile.files:
+        if profile != self.profile or profile.files != self.profile.files:
             self._factory = self._make(profile)
         self.profile = profile

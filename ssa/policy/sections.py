@@ -85,6 +85,9 @@ def readParts(name: str, text: str, found: list[tuple[int, str]]) -> list[Part]:
         if line[:1].isspace() and line.strip() and line.strip()[0] not in "#;":
             found.append((number, "a line must not begin with a space; a value has one line"))
             lines[number - 1] = ""
+        elif line.startswith("[") and not line.rstrip().endswith("]"):
+            found.append((number, "a section's line ends with ]; nothing may follow its name"))
+            lines[number - 1] = line[: line.find("]") + 1]
     repeated: set[str] = set()
     while True:
         source = _Lines(lines)

@@ -127,6 +127,7 @@ FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("f:3: [default] MaxSockets: the key is repeated",),
     ),
     ("[default]\n[default]\n", ("f:2: [default]: the section is repeated",)),
+    ("[default] # x\nMaxSockets = 1\n", ("f:1: a section's line ends with ]; nothing may follow its name",)),
     ("[defaults]\nX = 1\n", ("f:1: [defaults]: there is no such section; allowed are [default] and [profile NAME]",)),
     ("[profile]\n", ("f:1: [profile]: a profile has a name of one word: [profile NAME]",)),
     ("[profile a b]\n", ("f:1: [profile a b]: a profile has a name of one word: [profile NAME]",)),

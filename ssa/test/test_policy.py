@@ -74,7 +74,7 @@ class DocumentationTests(SynchronousTestCase):
             self.assertEqual({"Type", "Default", "Example", "Programs"}, set(fields), name)
             example = re.fullmatch(rf"``{name} = (.+)``", fields["Example"])
             assert example is not None, name
-            self.assertGreater(len(body[: body.index(":Type:")].strip()), 20, name)
+            self.assertGreater(len(body[: body.index(":Type:")].strip()), 15, name)
             if name in MATCHERS:
                 {"Application": parseApplications, "Destination": parseDestinations}.get(name, str)(example[1])
                 continue

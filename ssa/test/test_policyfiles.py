@@ -157,6 +157,22 @@ class LoadTests(FilesCase):
         os.unlink(chain)
         self.assertIn("No such file", self.errors(text, mayLack=True)[0])
 
+    def test_equal(self) -> None:
+        """What was read twice and has not changed is equal: no listener need begin anew."""
+        chain, key = self.credential(testCA().issue())
+        logs = self.write("logs.json", "{}")
+        text = f"[default]\nCertPath = {chain}\nKeyPath = {key}\nTransparencyLogs = {logs}\n"
+        before = self.load(text).default.files
+        self.credential(testCA().issue())
+        self.assertNotEqual(before, self.load(text).default.files)
+        before = self.load(text).default.files
+        self.write("logs.json", "{ }")
+        self.assertNotEqual(before, self.load(text).default.files)
+        before = self.load(text).default.files
+        self.write("logs.json", "{ }")
+        self.assertEqual(before, self.load(text).default.files)
+        self.assertEqual(hash(before), hash(self.load(text).default.files))
+
     def test_storesByContent(self) -> None:
         """The version of a trust store tells its content, not when it was written."""
         roots = self.write("roots.pem", testCA().pem)

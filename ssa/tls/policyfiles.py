@@ -111,6 +111,7 @@ class LoadedFiles:
 
     @ivar paths: all of them.
     @ivar mayLack: whether what this process had no right to read is missing only where it is used.
+    @ivar version: a digest of everything that was read: what has equal ones is equal.
     @ivar signature: what L{signatureOf} said of C{paths} before they were read.
     """
 
@@ -118,9 +119,16 @@ class LoadedFiles:
         self.paths = tuple(paths)
         self.mayLack = mayLack
         self.signature = signatureOf(self.paths)
+        self.version = b""
         self._credentials = _Kept(_readPair)
         self._stores = _Kept(_readStore)
         self._contents = _Kept(_readContent)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LoadedFiles) and (self.paths, self.version) == (other.paths, other.version)
+
+    def __hash__(self) -> int:
+        return hash((self.paths, self.version))
 
     def credentials(self, pairs: Sequence[tuple[str, str]]) -> tuple[Credential, ...]:
         """See L{ssa.policy.profile.PolicyFiles}."""
@@ -142,15 +150,27 @@ class LoadedFiles:
         """
         path = named.paths[0]
         if named.kind == "store":
-            return self._stores.load(path, self.mayLack)
+            problem = self._stores.load(path, self.mayLack)
+            if self._stores.has(path):
+                self._add(named, repr(self.store(path).version).encode())
+            return problem
         if named.kind == "content":
             problem = self._contents.load(path, self.mayLack)
-            return problem or (_notJSON(path, self.content(path)) if self._contents.has(path) else "")
+            if self._contents.has(path):
+                self._add(named, self.content(path))
+                problem = _notJSON(path, self.content(path))
+            return problem
         pair = path, named.paths[1]
         problem = self._credentials.load(pair, self.mayLack)
-        if problem or not self._credentials.has(pair):
-            return problem
-        return next((text for text in map(_unusable, self.credentials([pair])) if text), "")
+        if self._credentials.has(pair):
+            found = self.credentials([pair])
+            self._add(named, b"".join(credential.fingerprint() for credential in found))
+            problem = next((text for text in map(_unusable, found) if text), "")
+        return problem
+
+    def _add(self, named: NamedFiles, content: bytes) -> None:
+        whole = self.version + repr((named.key, named.paths)).encode() + hashlib.sha256(content).digest()
+        self.version = hashlib.sha256(whole).digest()
 
 
 def _readPair(pair: tuple[str, str]) -> tuple[Credential, ...]:
