@@ -7,12 +7,14 @@ import grp
 import os
 import pwd
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ssa.policy.explain import explain
 from ssa.policy.levels import LEVELS
 from ssa.policy.matching import parseApplications, parseDestinations, parseUsers
-from ssa.policy.parser import parsePolicy
+from ssa.policy.parser import ConfigurationError, parsePolicy
 from ssa.policy.profile import DEFAULT_SUITES, TLS_1_2, TLS_1_3, Caller, Policy, Profile
 from ssa.policy.schema import KEYS
 
@@ -211,6 +213,71 @@ class LevelTests(SynchronousTestCase):
         self.assertEqual(Profile(), found.profileFor(WEB, None, 1))
         for level in LEVELS.values():
             self.assertNotIn("DES", level.values.get("CipherList", ""))
+
+
+_VALUES = (
+    "", "on", "off", "TLSv1", "TLSv1.2", "TLSv1.3", "modern", "old", "custom", "/a", "/a:/b", "/usr/bin/*", "root", "1000",
+    "@root", "a.example", "*", ":443", "10.0.0.0/8", "::1", "allow", "deny", "5", "pin", "first-use", "ECDHE+AESGCM",
+    "AES128-SHA", f"sha256/{'A' * 43}=", "session_ticket", "\u0130", "1000 a.example",
+)  # fmt: skip
+_READERS = {
+    **{key.name: key.parse for key in KEYS.values()},
+    "Application": parseApplications,
+    "User": parseUsers,
+    "Destination": parseDestinations,
+}
+
+
+def _isGood(key: str, value: str) -> bool:
+    try:
+        _READERS[key](value)
+    except ValueError:
+        return False
+    return True
+
+
+_HEADERS = (["[default]"], ["[profile a]", "User = 1000"], ["[profile b]", "Destination = a.example"], ["[profile c]"])
+_GOOD = [f"{key} = {value}" for key in _READERS for value in _VALUES if _isGood(key, value)]
+_PLAIN = [line for line in _GOOD if line.startswith(("Min", "MaxP", "Cipher", "Access", "Security", "Destination", "User", "CRL"))]
+_LINE = st.one_of(
+    st.sampled_from(_GOOD),
+    st.sampled_from(_PLAIN),
+    st.builds("{} = {}".format, st.sampled_from(sorted(_READERS)), st.sampled_from(_VALUES)),
+)
+_PART = st.builds(
+    lambda header, lines: [header[0], *{line.partition(" ")[0]: line for line in [*header[1:], *lines]}.values()],
+    st.sampled_from(_HEADERS),
+    st.lists(st.sampled_from(_PLAIN), max_size=3) | st.lists(_LINE, max_size=4),
+)
+_FILE = st.builds(
+    lambda parts: [line for part in {part[0]: part for part in parts}.values() for line in part],
+    st.lists(_PART, max_size=3),
+)
+
+
+class AnyPolicyTests(SynchronousTestCase):
+    """Whatever a file says, it is a policy or a list of errors, and a policy's profiles are sound."""
+
+    @settings(max_examples=300, deadline=None)
+    @given(_FILE, _FILE)
+    def test_anyFile(self, first: list[str], second: list[str]) -> None:
+        """Any lines."""
+        try:
+            found = policy("\n".join(first), "\n".join(second))
+        except ConfigurationError as error:
+            for line in error.errors:
+                self.assertRegex(line, r"^f[12]:\d+: ")
+            self.assertEqual(len(error.errors), len(set(error.errors)))
+            return
+        for who in (WEB, Caller(0, executable="/a")):
+            for host, address in ((None, ""), ("a.example", ""), ("b.example", "10.1.2.3"), ("::1", "")):
+                profile = found.profileFor(who, host, 443, address)
+                self.assertTrue(explain(found, who, host, 443, address))
+                old = profile.minProtocol < TLS_1_2 or profile.maxProtocol < TLS_1_2
+                # An obsolete protocol needs a rule for this very destination.
+                self.assertTrue(not old or host in ("a.example", "::1") or address, (host, profile))
+                self.assertTrue(profile.minProtocol <= profile.maxProtocol or not profile.access)
+                self.assertEqual(len(profile.pinnedKeys) > 0 and profile.access, "pin" in profile.validation and profile.access)
 
 
 class ExplainTests(SynchronousTestCase):
