@@ -238,7 +238,8 @@ def _isGood(key: str, value: str) -> bool:
 
 _HEADERS = (["[default]"], ["[profile a]", "User = 1000"], ["[profile b]", "Destination = a.example"], ["[profile c]"])
 _GOOD = [f"{key} = {value}" for key in _READERS for value in _VALUES if _isGood(key, value)]
-_PLAIN = [line for line in _GOOD if line.startswith(("Min", "MaxP", "Cipher", "Access", "Security", "Destination", "User", "CRL"))]
+_OFTEN = ("Min", "MaxP", "Cipher", "Access", "Security", "Destination", "User", "CRL")
+_PLAIN = [line for line in _GOOD if line.startswith(_OFTEN)]
 _LINE = st.one_of(
     st.sampled_from(_GOOD),
     st.sampled_from(_PLAIN),
