@@ -17,5 +17,5 @@ exclude_patterns = ["_build"]
 html_theme = "alabaster"
 man_pages = [
     ("man/ssa.1", "ssa", "TLS as a service of the operating system", author, 1),
-    ("man/ssa.conf.5", "ssa.conf", "configuration of SSA", author, 5),
+    ("ssa.conf", "ssa.conf", "configuration of SSA", author, 5),
 ]

@@ -9,15 +9,16 @@ it forks.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
+import pwd
 import sys
 from collections.abc import Sequence
 
+from ssa.policy.profile import DEFAULT_FILE
 from ssa.version import __version__
 
 _RUN_OPTIONS_WITH_VALUE = ("--config", "--daemon", "--way")
-
-DEFAULT_CONFIGURATION = "/etc/ssa.conf"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,9 +49,27 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="check a configuration file",
-        description="Check a configuration file; every error is a line FILE:LINE: [SECTION] KEY: … on standard error.",
+        description="Check a configuration file with its drop-ins, and that the certificates, keys, trust stores and lists of "
+        "logs that it names exist and fit together; every error is a line FILE:LINE: [SECTION] KEY: … on standard error.",
     )
-    check.add_argument("file", metavar="FILE", nargs="?", default=DEFAULT_CONFIGURATION)
+    check.add_argument("file", metavar="FILE", nargs="?", default=DEFAULT_FILE)
+
+    explain = commands.add_parser(
+        "explain",
+        help="show the policy in force",
+        description="Show the policy for a program that connects, or listens if no destination is given: each value with the "
+        "file, the line and the section that it comes from.",
+    )
+    explain.add_argument("--application", metavar="PATH", default="", help="the executable (default: none in particular)")
+    explain.add_argument("--user", metavar="NAME", default="", help="the user, name or number (default: who calls)")
+    explain.add_argument(
+        "--destination",
+        metavar="HOST:PORT",
+        default="",
+        help="where it connects to: a name or an address; [ADDRESS]:PORT for IPv6",
+    )
+    explain.add_argument("--address", default="", help="the address that a name stands for, for rules on addresses")
+    explain.add_argument("file", metavar="FILE", nargs="?", default="", help=f"(default: {DEFAULT_FILE}, if it exists)")
 
     commands.add_parser(
         "doctor",
@@ -102,14 +121,71 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _checkFile(path: str) -> int:
     """Say what is wrong with a configuration; 0 if nothing is."""
-    from ssa.policy.parser import ConfigurationError, loadPolicy
+    from ssa.configuration import loadConfiguration
+    from ssa.policy.parser import ConfigurationError
 
     try:
-        loadPolicy(path)
+        loadConfiguration(path)
     except ConfigurationError as failure:
         print(*failure.errors, sep="\n", file=sys.stderr)
         return 1
     return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from ssa.configuration import validationNames
+    from ssa.policy.explain import explain
+    from ssa.policy.parser import ConfigurationError, loadPolicy
+    from ssa.policy.profile import Caller
+
+    try:
+        uid = _userID(arguments.user)
+        host, port = _destination(arguments.destination)
+        address = str(ipaddress.ip_address(arguments.address)) if arguments.address else ""
+    except ValueError as error:
+        print(f"ssa explain: {error}", file=sys.stderr)
+        return 2
+    if arguments.application and not arguments.application.startswith("/"):
+        print(f"ssa explain: --application: {arguments.application!r} is no absolute path", file=sys.stderr)
+        return 2
+    try:
+        policy = loadPolicy(arguments.file or None, validators=validationNames)
+    except ConfigurationError as failure:
+        print(*failure.errors, sep="\n", file=sys.stderr)
+        return 1
+    executable = os.path.realpath(arguments.application) if arguments.application else ""
+    print(*explain(policy, Caller(uid, executable=executable), host, port, address), sep="\n")
+    return 0
+
+
+def _userID(name: str) -> int:
+    """@raise ValueError: there is no such user."""
+    if not name:
+        return os.geteuid()
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise ValueError(f"--user: there is no user {name!r}") from None
+
+
+def _destination(text: str) -> tuple[str | None, int]:
+    """
+    Read a host and a port; nothing is a listener's.
+
+    @raise ValueError: it is something else.
+    """
+    if not text:
+        return None, 0
+    host, colon, port = text.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"--destination: {text!r} is not HOST:PORT, with a port from 1 to 65535")
+    if host.startswith("[") and host.endswith("]"):
+        return str(ipaddress.IPv6Address(host[1:-1])), int(port)
+    if not host or ":" in host:
+        raise ValueError(f"--destination: {text!r} is not HOST:PORT; an IPv6 address is written as [ADDRESS]:PORT")
+    return host, int(port)
 
 
 def _doctor(_arguments: argparse.Namespace) -> int:
@@ -118,7 +194,7 @@ def _doctor(_arguments: argparse.Namespace) -> int:
     return report(sys.stdout)
 
 
-_COMMANDS = {"check": _check, "doctor": _doctor}
+_COMMANDS = {"check": _check, "doctor": _doctor, "explain": _explain}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

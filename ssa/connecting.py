@@ -118,7 +118,7 @@ class Connecting:
         @param remote: for error messages.
         @raise SSAError: see the table of errnos of the socket API.
         """
-        return await self._secure(await self._transport(remote, None))
+        return await self._secure(await self._transport(remote, None, self._profile), self._profile, self._factory)
 
     async def toName(
         self,
@@ -127,23 +127,35 @@ class Connecting:
         families: Sequence[int],
         resolver: Resolver,
         addressFound: Callable[[], None],
+        choose: Callable[[InternetAddress], tuple[Profile, TLSFactory]],
     ) -> Secured:
         """
         Resolve a name and try its addresses.
 
         @param families: those that the program's socket can have.
         @param addressFound: called when the name is resolved.
+        @param choose: finds the profile and the factory for an address; raises L{SSAError} for one that the policy refuses.
         @raise SSAError: EHOSTUNREACH, or the most telling error of all addresses.
         """
         profile = self._profile
         found = await resolver.resolve(host, port, families, profile.resolveTimeout)
         addressFound()
-        waiting = found[: profile.limits.maxAddresses]
         failures: list[tuple[InternetAddress, SSAError]] = []
+        chosen: dict[InternetAddress, tuple[Profile, TLSFactory]] = {}
+        for address in found[: profile.limits.maxAddresses]:
+            try:
+                chosen[address] = choose(address)
+            except SSAError as error:
+                failures.append((address, error))
+        waiting = list(chosen)
+
+        def attempt(address: InternetAddress) -> Deferred[socket.socket]:
+            return Deferred.fromCoroutine(self._transport(address, address, chosen[address][0]))
+
         spent = 0.0
         while waiting:
             try:
-                won = await Race(self._clock, waiting, self._attempt).run()
+                won = await Race(self._clock, waiting, attempt).run()
             except AllFailed as error:
                 failures += error.failures
                 break
@@ -151,7 +163,7 @@ class Connecting:
             waiting = list(won.rest)
             began = self._clock.seconds()
             try:
-                return await self._secure(won.value)
+                return await self._secure(won.value, *chosen[won.address])
             except SSAError as error:
                 failures.append((won.address, error))
                 spent += self._clock.seconds() - began
@@ -161,10 +173,9 @@ class Connecting:
                     self._nextAddress()
         raise mostTelling(host, failures)
 
-    def _attempt(self, address: InternetAddress) -> Deferred[socket.socket]:
-        return Deferred.fromCoroutine(self._transport(address, address))
-
-    async def _transport(self, remote: InternetAddress, asked: InternetAddress | None) -> socket.socket:
+    async def _transport(
+        self, remote: InternetAddress, asked: InternetAddress | None, profile: Profile
+    ) -> socket.socket:
         """A connected real socket, which the caller owns."""
 
         def descriptorsOf(fetched: Fetched) -> list[int]:
@@ -175,20 +186,19 @@ class Connecting:
         try:
             late = SSAError(errno.ETIMEDOUT, f"connect to {remote}: {os.strerror(errno.ETIMEDOUT)}")
             waiting = waitForConnect(self._reactor, sock, remote)
-            await withTimeout(waiting, self._clock, self._profile.connectTimeout, late)
+            await withTimeout(waiting, self._clock, profile.connectTimeout, late)
         except BaseException:
             close(sock, reset=False)
             raise
         return sock
 
-    async def _secure(self, sock: socket.socket) -> Secured:
+    async def _secure(self, sock: socket.socket, profile: Profile, factory: TLSFactory) -> Secured:
         """
         Wait for a turn, then do the handshake.
 
         @param sock: owned by this function.
         """
         self._transportConnected()
-        profile = self._profile
         try:
             slot = await self._admission.take(
                 self._claimant, profile.limits.maxHandshakesPerProgram, profile.handshakeTimeout
@@ -198,7 +208,7 @@ class Connecting:
             raise
         try:
             self.real = sock
-            return await self._factory.handshake(sock)
+            return await factory.handshake(sock)
         finally:
             self.real = None
             slot.release()

@@ -131,10 +131,12 @@ def runEmbedded(sock: socket.socket, configPath: str | None = None, level: str |
         epollreactor.install()  # type: ignore[no-untyped-call]
         from twisted.internet import reactor
 
-        from ssa.policy.parser import ConfigurationError, loadPolicy
+        from ssa.configuration import loadConfiguration
+        from ssa.policy.parser import ConfigurationError
 
         try:
-            policy = loadPolicy(configPath or None)
+            # The machine's private keys are not for its users, and need not be: only a listener without its own misses them.
+            policy = loadConfiguration(configPath or None, mayLack=not configPath)
         except ConfigurationError as error:
             sys.stderr.write(f"{error}\n")
             status = 78

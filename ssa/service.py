@@ -21,6 +21,7 @@ from ssa.dispatcher import Dispatcher
 from ssa.engine import TLSFactories
 from ssa.interfaces import IEventReceiver
 from ssa.netlink.port import INetlinkSystem
+from ssa.policy.parser import ConfigurationError
 from ssa.policy.profile import Limits, Policy
 from ssa.protocol.kernelport import KernelPort, State
 from ssa.protocol.supervised import DaemonEnd, LinkLimits, SupervisedPort
@@ -28,6 +29,8 @@ from ssa.relay import RelayPool
 from ssa.resolve import MAX_RESOLVER_THREADS, DaemonThreadPool, Resolver
 from ssa.sockets import Services
 from ssa.stallguard import StallGuard
+from ssa.tls.policyfiles import LoadedFiles, loadFiles
+from ssa.watching import FilesWatch
 
 STOP_TIME = 0.5
 """Seconds that connections have to pass on what they hold when the daemon is told to stop."""
@@ -86,6 +89,8 @@ class Daemon(MultiService):
             TLSFactories(reactor, self._clock, self._relays),
         )
         self.dispatcher = Dispatcher(self.shared)
+        self._watch = FilesWatch(self._clock, self._filesChanged)
+        self._watchFiles()
         self._ports: list[SupervisedPort] = []
         self._paths: list[str] = []
         self._ends: set[DaemonEnd] = set()
@@ -200,6 +205,7 @@ class Daemon(MultiService):
             self.privilegedStartService()
         super().startService()  # type: ignore[no-untyped-call]
         self._threads.start()
+        self._watch.start()
         if self._kernel is not None:
             self._kernel.startListening()
 
@@ -208,6 +214,7 @@ class Daemon(MultiService):
         End in order: pending calls fail with ENETDOWN now, connections get L{STOP_TIME}
         to pass on what they hold and are then cut, the links are closed last.
         """
+        self._watch.stop()
         self.dispatcher.stop()
         deadline = self._clock.seconds() + STOP_TIME
         moved = -1
@@ -249,11 +256,33 @@ class Daemon(MultiService):
         self._clock.callLater(seconds, waiting.callback, None)
         return waiting
 
+    def _watchFiles(self) -> None:
+        files = self.shared.policy.default.files
+        if isinstance(files, LoadedFiles):
+            self._watch.watch(files.paths, files.signature)
+        else:
+            self._watch.watch((), ())
+
+    def _filesChanged(self) -> None:
+        """
+        Certificates, keys, trust stores or lists of logs have changed on disk.  All or nothing: with any error everything stays
+        as it is until they change again.  The policy itself is not read again: it may be half written.
+        """
+        try:
+            files = self.shared.policy.default.files
+            policy = loadFiles(self.shared.policy, isinstance(files, LoadedFiles) and files.mayLack)
+        except ConfigurationError as error:
+            self.log.error("files have changed and have errors, the old ones stay in force:\n{error}", error=str(error))
+            return
+        self.shared.policy = policy
+        self._watchFiles()
+        self.log.info("files that the configuration names have changed and were read again")
+
     def reload(self) -> bool:
         """
         Read the policy again (SIGHUP).  All or nothing: with any error the old one stays in force, and the errors are logged.
-        No established connection is touched; a listener keeps the policy that it began with.  Limits count at once,
-        smaller ones as what is above them ends.
+        No established connection is touched; everything else holds from the next handshake on, of listeners too.  Limits count
+        at once, smaller ones as what is above them ends.
 
         @return: whether there is a new policy.
         """
@@ -266,6 +295,7 @@ class Daemon(MultiService):
             self.log.error("the configuration has errors, the old one stays in force:\n{error}", error=str(error))
             return False
         self.shared.policy = policy
+        self._watchFiles()
         limits = policy.default.limits
         self.shared.admission.maxTotal = limits.maxHandshakes
         self._relays.buffers.setLimits(limits.maxRelayBuffers, _reserveFor(limits), limits.maxRelayBuffersPerUser)

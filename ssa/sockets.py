@@ -34,6 +34,7 @@ from ssa.options import IConnectionInfo, Phase, SocketOptions
 from ssa.policy.profile import Caller, Policy, Profile
 from ssa.realsocket import adoptRealSocket, keepUntilTaken
 from ssa.resolve import Resolver
+from ssa.serving import CurrentServer
 from ssa.states import Life, Stage, newLife
 from ssa.throttle import Throttle
 from ssa.tls.identity import Identity, parseIdentity
@@ -200,8 +201,23 @@ class TLSSocket:
         caller = self.caller
         return {"executable": caller.executable, "comm": caller.comm, "pid": caller.pid, "uid": caller.uid}
 
-    def _profile(self, destination: str | None, port: int) -> Profile:
-        return self._services.policy.profileFor(self.caller, destination, port)
+    def _profile(self, destination: str | None, port: int, address: str = "") -> Profile:
+        return self._services.policy.profileFor(self.caller, destination, port, address)
+
+    def _allowed(self, destination: str | None, port: int, address: str = "") -> Profile:
+        """
+        The profile for something that the policy lets the program do.
+
+        @raise SSAError: EPERM, it does not.
+        """
+        profile = self._profile(destination, port, address)
+        if not profile.access:
+            where = destination if address in ("", destination) else f"{destination} ({address})"
+            what = "listen" if destination is None else f"connect to {where} port {port}"
+            rule = f"its rules contradict each other: {profile.conflict}" if profile.conflict else profile.origin("Access")
+            program = self.caller.executable or "the program"
+            raise Cause.POLICY.error(f"{program} of user {self.caller.uid} may not {what} (Access = deny, {rule})")
+        return profile
 
     def _claimant(self) -> Claimant:
         return Claimant(self.caller.uid, self.caller.pid)
@@ -360,23 +376,45 @@ class TLSSocket:
         return error
 
     async def _connect(self, remote: Address) -> None:
-        profile = self._profile(remote.host, remote.port)
-        factory = self._services.factories.client(profile, self.options, self._identity(remote))
-        connecting = self._newConnecting(profile, factory)
         if isinstance(remote, HostnameAddress):
-            secured = await connecting.toName(
-                remote.host, remote.port, self._families(), self._services.resolver, self._life.addressFound
-            )
+            secured = await self._connectToName(remote)
         else:
-            secured = await connecting.toAddress(remote)
+            secured = await self._connectToAddress(remote)
         await self._establish(secured)
+
+    async def _connectToAddress(self, remote: InternetAddress) -> Secured:
+        identity = self._identity(remote)
+        profile = self._allowed(identity.value, remote.port, remote.host)
+        factory = self._services.factories.client(profile, self.options, identity)
+        return await self._newConnecting(profile, factory).toAddress(remote)
+
+    async def _connectToName(self, remote: HostnameAddress) -> Secured:
+        """
+        The policy is asked for the name at first, and for each of its addresses when they are known.  What it refuses it
+        refuses by the name that is looked up as well as by the one that the peer has to prove.
+        """
+        identity = self._identity(remote)
+        make = self._services.factories.client
+        self._allowed(remote.host, remote.port)
+        profile = self._allowed(identity.value, remote.port)
+        factory = make(profile, self.options, identity)
+
+        def choose(address: InternetAddress) -> tuple[Profile, TLSFactory]:
+            self._allowed(remote.host, remote.port, address.host)
+            found = self._allowed(identity.value, remote.port, address.host)
+            return (profile, factory) if found is profile else (found, make(found, self.options, identity))
+
+        return await self._newConnecting(profile, factory).toName(
+            remote.host, remote.port, self._families(), self._services.resolver, self._life.addressFound, choose
+        )
 
     async def _upgrade(self, role: Role, remote: InternetAddress) -> None:
         if role is Role.CLIENT:
-            profile = self._profile(remote.host, remote.port)
-            factory = self._services.factories.client(profile, self.options, self._identity(remote))
+            identity = self._identity(remote)
+            profile = self._allowed(identity.value, remote.port, remote.host)
+            factory = self._services.factories.client(profile, self.options, identity)
         else:
-            profile = self._profile(None, 0)
+            profile = self._allowed(None, 0)
             factory = self._services.factories.server(profile, self.options)
         await self._establish(await self._newConnecting(profile, factory).toAddress(remote))
 
@@ -448,8 +486,10 @@ class TLSSocket:
 
     async def _listen(self, external: InternetAddress) -> None:
         services = self._services
-        profile = self._profile(None, external.port)
-        factory = services.factories.server(profile, self.options)
+        options = self.options
+        factory = CurrentServer(
+            lambda: self._allowed(None, external.port), lambda profile: services.factories.server(profile, options)
+        )
         fetched = await keepUntilTaken(self._interceptor.fetch(self.id), _descriptorOfFetched)
         sock = adoptRealSocket(fetched.fd)
         try:
@@ -463,7 +503,7 @@ class TLSSocket:
         except SSAError:
             sock.close()
             raise
-        limits = profile.limits
+        limits = factory.profile.limits
         self._listener = Listener(
             services.reactor,
             services.clock,

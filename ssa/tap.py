@@ -12,9 +12,10 @@ from twisted.application.service import IService, Service
 from twisted.logger import Logger
 from twisted.python import usage
 
+from ssa.configuration import loadConfiguration
 from ssa.notifying import ServiceManager
-from ssa.policy.parser import DEFAULT_FILE, ConfigurationError, loadPolicy
-from ssa.policy.profile import Policy
+from ssa.policy.parser import ConfigurationError
+from ssa.policy.profile import DEFAULT_FILE, Policy
 from ssa.privileges import CAP_NET_ADMIN, keepOnly
 from ssa.service import Daemon
 
@@ -62,12 +63,12 @@ class Options(usage.Options):
 
     def load(self) -> Policy:
         """
-        Read the configuration.
+        Read the configuration and the files that it names.
 
         @raise ConfigurationError: with all errors.
         """
         config = self["config"]
-        return loadPolicy(config) if config else loadPolicy(DEFAULT_FILE, required=False)
+        return loadConfiguration(config or DEFAULT_FILE, required=bool(config))
 
 
 class ReloadOnHangUp(Service):

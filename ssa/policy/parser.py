@@ -2,31 +2,43 @@
 """
 From ssa.conf and its drop-ins to a L{Policy}.
 
-The files are read by C{configparser}, strictly; all errors of all files are collected, each as
-C{file:line: [section] Key: what is wrong, what is allowed}.  With one error there is no policy.
+All errors of all files are collected, each as C{file:line: [section] Key: what is wrong, what is allowed}.  With one error
+there is no policy.
 """
 
 from __future__ import annotations
 
-import configparser
 import difflib
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ssa.policy.profile import Limits, Policy, Profile
-from ssa.policy.schema import KEYS
+from ssa.policy.matching import parseApplications, parseDestinations, parseUsers
+from ssa.policy.merging import Section, Setting, expandLevel, makePolicy, problemsOf, tooOld
+from ssa.policy.profile import DEFAULT_FILE, Policy
+from ssa.policy.schema import KEYS, MATCHERS, PAIRS, Belongs
+from ssa.policy.sections import DEFAULT, Part, readParts
 
-__all__ = ["DEFAULT_FILE", "ConfigurationError", "loadPolicy", "parsePolicy"]
+__all__ = ["DEFAULT_FILE", "SHIPPED_VALIDATION", "ConfigurationError", "Validators", "loadPolicy", "parsePolicy"]
 
-DEFAULT_FILE = "/etc/ssa/ssa.conf"
-"""Where the administrator's file is, unless a command says otherwise."""
+SHIPPED_VALIDATION = ("pin", "first-use")
+"""The names of the validation plug-ins that come with this project."""
+
+Validators = Callable[[], Iterable[str]]
+"""Finds the names of the validation plug-ins; it is called when a file uses one, since finding them takes time."""
 
 _LARGEST_FILE = 1024 * 1024
-_MOST_ERRORS = 100
-_SECTION = "default"
+_READERS: dict[str, Callable[[str], Any]] = {
+    "Application": parseApplications,
+    "User": parseUsers,
+    "Destination": parseDestinations,
+}
+
+
+def _shippedValidation() -> Iterable[str]:
+    return SHIPPED_VALIDATION
 
 
 class ConfigurationError(Exception):
@@ -41,16 +53,9 @@ class ConfigurationError(Exception):
         super().__init__("\n".join(self.errors))
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """A value and where it was set."""
-
-    value: Any
-    file: str
-    line: int
-
-
-def loadPolicy(path: str | None = None, required: bool = True) -> Policy:
+def loadPolicy(
+    path: str | None = None, required: bool = True, validators: Validators = _shippedValidation
+) -> Policy:
     """
     Read the file and the drop-ins C{*.conf} in the directory C{path + ".d"}, in the order of their names.
 
@@ -58,6 +63,7 @@ def loadPolicy(path: str | None = None, required: bool = True) -> Policy:
 
     @param path: the administrator's file; C{None} for L{DEFAULT_FILE}, which need not exist.
     @param required: whether a file that is named must exist.
+    @param validators: finds the validation plug-ins.
     @raise ConfigurationError: with all errors.
     """
     required = required and path is not None
@@ -82,7 +88,7 @@ def loadPolicy(path: str | None = None, required: bool = True) -> Policy:
             errors.append(f"{name}: it is not UTF-8 at byte {error.start}")
         except OSError as error:
             errors.append(f"{name}: {error.strerror}")
-    return parsePolicy(sources, errors)
+    return parsePolicy(sources, errors, validators)
 
 
 def _read(name: str) -> str:
@@ -96,138 +102,97 @@ def _read(name: str) -> str:
     return data.decode("utf-8")
 
 
-def parsePolicy(sources: Sequence[tuple[str, str]], errors: Sequence[str] = ()) -> Policy:
+def parsePolicy(
+    sources: Sequence[tuple[str, str]], errors: Sequence[str] = (), validators: Validators = _shippedValidation
+) -> Policy:
     """
     Make a policy from texts.
 
     @param sources: pairs of a file's name and its text; a later one's values win.
     @param errors: what is already known to be wrong.
+    @param validators: finds the validation plug-ins.
     @raise ConfigurationError: with all errors, C{errors} first.
     """
-    problems = list(errors)
-    settings: dict[str, _Setting] = {}
-    for name, text in sources:
-        settings.update(_parseFile(name, text, problems))
-    profile = Profile()
-    values = {KEYS[key].field: setting.value for key, setting in settings.items()}
-    _checkTogether(profile, settings, values, problems)
+    default = Section(DEFAULT, "", 0)
+    profiles: dict[str, Section] = {}
+    wrong: list[tuple[int, int, str]] = []
+    broken: set[str] = set()
+    for order, (name, text) in enumerate(sources):
+        found: list[tuple[int, str]] = []
+        for part in readParts(name, text, found):
+            section = _sectionOf(part, default, profiles, found)
+            if section is not None:
+                before = len(found)
+                settings, matchers = _parsePart(part, section, found, validators)
+                section.settings.update(settings)
+                section.matchers.update(matchers)
+                if len(found) > before:
+                    broken.add(section.name)
+        wrong.extend((order, line, f"{name}:{line}: {problem}") for line, problem in found)
+    names = [name for name, _ in sources]
+    # What is wrong with a section as a whole is not certain before all its values are right.
+    for section in (default, *profiles.values()):
+        for keys, problem in _problemsIn(section, default, broken):
+            file, line, shown = section.place(keys)
+            what = f"[{section.name}] {shown}" if shown else f"[{section.name}]"
+            wrong.append((names.index(file), line, f"{file}:{line}: {what}: {problem}"))
+    problems = [*errors, *dict.fromkeys(text for _, _, text in sorted(wrong))]
     if problems:
         raise ConfigurationError(problems)
-    certPaths, keyPaths = values.pop("certPaths", ()), values.pop("keyPaths", ())
-    limitNames = {field.name for field in fields(Limits)}
-    limits = replace(profile.limits, **{field: value for field, value in values.items() if field in limitNames})
-    rest = {field: value for field, value in values.items() if field not in limitNames}
-    profile = replace(profile, limits=limits, certificates=tuple(zip(certPaths, keyPaths, strict=True)), **rest)
-    return Policy(profile, {key: (setting.file, setting.line) for key, setting in settings.items()})
+    return makePolicy(default, list(profiles.values()))
 
 
-def _checkTogether(
-    profile: Profile, settings: dict[str, _Setting], values: dict[str, Any], problems: list[str]
-) -> None:
-    """Check what only several keys together show."""
-
-    def add(key: str, problem: str) -> None:
-        setting = settings[key]
-        problems.append(f"{setting.file}:{setting.line}: [{_SECTION}] {key}: {problem}")
-
-    if values.get("minProtocol", profile.minProtocol) > values.get("maxProtocol", profile.maxProtocol):
-        add("MinProtocol" if "MinProtocol" in settings else "MaxProtocol", "MinProtocol is above MaxProtocol")
-    chains, keys = values.get("certPaths", ()), values.get("keyPaths", ())
-    if len(chains) != len(keys):
-        where = "CertPath" if "CertPath" in settings else "KeyPath"
-        add(where, f"CertPath names {len(chains)} files and KeyPath {len(keys)}; each chain needs its key")
-
-
-class _Lines:
-    """The lines of a file, and which of them is being read: configparser itself does not tell where a key was."""
-
-    def __init__(self, lines: Sequence[str]) -> None:
-        self.lines = lines
-        self.number = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for number, line in enumerate(self.lines, 1):
-            self.number = number
-            yield line
+def _problemsIn(section: Section, default: Section, broken: Container[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Find what is wrong with a section as a whole, and with what it changes in the default."""
+    if section.name in broken and section is not default:
+        return
+    if section is not default and not section.matchers:
+        yield (), f"it is for nobody: give at least one of {', '.join(MATCHERS)}"
+        return
+    yield from tooOld(section)
+    if section.name in broken or DEFAULT in broken:
+        return
+    alone = set(problemsOf(default.settings)) if section is not default else set()
+    for problem in problemsOf({**default.settings, **section.settings}):
+        if problem not in alone:
+            yield problem
+    for first, second in PAIRS.values():
+        if section is not default and (first in section.settings) != (second in section.settings):
+            present, absent = (first, second) if first in section.settings else (second, first)
+            yield (present,), f"a profile that sets {present} has to set {absent} too"
 
 
-class _Parser(configparser.RawConfigParser):
-    """C{configparser} without interpolation, inherited defaults, inline comments and values over several lines."""
-
-    def __init__(self, lines: _Lines) -> None:
-        super().__init__(
-            strict=True,
-            delimiters=("=",),
-            comment_prefixes=("#", ";"),
-            inline_comment_prefixes=None,
-            empty_lines_in_values=False,
-            default_section="",  # no section header can be empty: none is inherited from
-        )
-        self._lines = lines
-        self.places: list[int] = []
-
-    def optionxform(self, optionstr: str) -> str:
-        """Keep a key as it is written, and note the line; it is called once for each key, in the order of the file."""
-        self.places.append(self._lines.number)
-        return optionstr
+def _sectionOf(
+    part: Part, default: Section, profiles: dict[str, Section], found: list[tuple[int, str]]
+) -> Section | None:
+    """Find the section that a part of a file belongs to; a name that another file has used goes on."""
+    words = part.section.split()
+    if part.section == DEFAULT:
+        return default
+    if words[:1] != ["profile"]:
+        allowed = f"allowed are [{DEFAULT}] and [profile NAME]"
+        found.append((part.line, f"[{part.section}]: there is no such section; {allowed}"))
+    elif len(words) != 2 or part.section != " ".join(words):
+        found.append((part.line, f"[{part.section}]: a profile has a name of one word: [profile NAME]"))
+    else:
+        return profiles.setdefault(part.section, Section(part.section, part.file, part.line))
+    return None
 
 
-def _parseFile(name: str, text: str, problems: list[str]) -> dict[str, _Setting]:
-    """
-    Read one file; what is wrong is added to C{problems}.
-
-    C{configparser} stops at its first error: the line is then blanked and the file read again, until all are known.
-    """
-    lines = text.splitlines()
-    found: list[tuple[int, str]] = []
-    for number, line in enumerate(lines, 1):
-        if line[:1].isspace() and line.strip() and line.strip()[0] not in "#;":
-            found.append((number, "a line must not begin with a space; a value has one line"))
-            lines[number - 1] = ""
-    while True:
-        source = _Lines(lines)
-        parser = _Parser(source)
-        try:
-            parser.read_file(source, name)
-            break
-        except configparser.DuplicateOptionError as error:
-            number = error.lineno or source.number
-            found.append((number, f"[{error.section}] {error.option}: the key is repeated"))
-        except configparser.DuplicateSectionError as error:
-            number = error.lineno or source.number
-            found.append((number, f"[{error.section}]: the section is repeated"))
-        except configparser.MissingSectionHeaderError as error:
-            number = error.lineno
-            found.append((number, f"there is no section before this line; begin with [{_SECTION}]"))
-        except configparser.ParsingError as error:
-            for number, _ in error.errors:
-                found.append((number, "this is neither [section], nor Key = value, nor a comment"))
-                lines[number - 1] = ""
-        lines[number - 1] = ""
-        if len(found) > _MOST_ERRORS:
-            problems.extend(f"{name}:{number}: {problem}" for number, problem in sorted(found))
-            return {}
-    settings = {}
-    places = iter(parser.places)
-    # Keys come back in the order in which they were read, section by section.
-    for section in parser.sections():
-        if section != _SECTION:
-            number = _lineOf(lines, f"[{section}]")
-            if section.split()[:1] == ["profile"]:
-                found.append((number, f"[{section}]: this version does not support profiles yet, only [{_SECTION}]"))
-            else:
-                found.append((number, f"[{section}]: there is no such section, only [{_SECTION}]"))
-        for key, value in parser._sections[section].items():  # type: ignore[attr-defined]
-            number = next(places)
-            if section != _SECTION:
-                continue
-            problem = _parseValue(key, value)
-            if isinstance(problem, _Wrong):
-                found.append((number, f"[{section}] {key}: {problem.text}"))
-            else:
-                settings[key] = _Setting(problem, name, number)
-    problems.extend(f"{name}:{number}: {problem}" for number, problem in sorted(found))
-    return settings
+def _parsePart(
+    part: Part, section: Section, found: list[tuple[int, str]], validators: Validators
+) -> tuple[dict[str, Setting], dict[str, Setting]]:
+    """Read the values of a part: those of its keys, with what its security level stands for, and its matchers."""
+    settings: dict[str, Setting] = {}
+    matchers: dict[str, Setting] = {}
+    for key, text, line in part.entries:
+        value = _parseValue(key, text, section.name == DEFAULT, validators)
+        if isinstance(value, _Wrong):
+            found.append((line, f"[{section.name}] {key}: {value.text}"))
+        else:
+            (matchers if key in MATCHERS else settings)[key] = Setting(value, part.file, line, section.name)
+    expandLevel(settings)
+    return settings, matchers
 
 
 @dataclass(frozen=True)
@@ -235,20 +200,38 @@ class _Wrong:
     text: str
 
 
-def _parseValue(key: str, value: str) -> Any:
-    known = KEYS.get(key)
-    if known is None:
-        close = difflib.get_close_matches(key.lower(), [other.lower() for other in KEYS], 1)
-        hint = next((f"; do you mean {other}?" for other in KEYS if other.lower() in close), "")
-        return _Wrong(f"there is no such key{hint}")
+def _parseValue(key: str, value: str, isDefault: bool, validators: Validators) -> Any:
+    read = _READERS.get(key)
+    if read is not None and isDefault:
+        return _Wrong("it says whom a profile is for, and is allowed in [profile NAME] only")
+    if read is None:
+        known = KEYS.get(key)
+        if known is None:
+            return _Wrong(f"there is no such key{_hint(key)}")
+        if known.belongs is not Belongs.PROFILE and not isDefault:
+            what = "is a bound of the daemon" if known.belongs is Belongs.LIMITS else "concerns the daemon"
+            return _Wrong(f"it {what} as a whole, and is allowed in [{DEFAULT}] only")
+        read = known.parse
     try:
-        return known.parse(value)
+        parsed = read(value)
+        if key == "Validation":
+            _checkValidation(parsed, validators)
+        return parsed
     except ValueError as error:
         return _Wrong(str(error))
 
 
-def _lineOf(lines: Sequence[str], header: str) -> int:
-    for number, line in enumerate(lines, 1):
-        if line.strip().startswith(header):
-            return number
-    return 1
+def _hint(key: str) -> str:
+    """Propose a key that is written almost like this one."""
+    every = (*KEYS, *MATCHERS)
+    close = difflib.get_close_matches(key.lower(), [other.lower() for other in every], 1)
+    return next((f"; do you mean {other}?" for other in every if other.lower() in close), "")
+
+
+def _checkValidation(names: Sequence[str], validators: Validators) -> None:
+    if not names:
+        return
+    known = sorted(validators())
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no validation plug-in {name!r}; there are {', '.join(known) or 'none'}")

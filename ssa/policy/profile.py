@@ -7,25 +7,53 @@ The defaults here are the policy of a machine without any file; C{conf/ssa.conf}
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ssa.tls.certificates import Credential
+    from ssa.tls.trust import TrustStore
 
 __all__ = [
+    "ALL_EXTENSIONS",
     "DEFAULT_CIPHERS",
+    "DEFAULT_FILE",
     "DEFAULT_SUITES",
+    "OLD_VERSION_NAMES",
     "TLS_1_2",
     "TLS_1_3",
     "VERSION_NAMES",
     "Caller",
     "Limits",
+    "NamedFiles",
     "Policy",
+    "PolicyFiles",
     "Profile",
+    "Rule",
 ]
+
+DEFAULT_FILE = "/etc/ssa.conf"
+"""Where the administrator's file is, unless a command says otherwise."""
 
 TLS_1_2 = 0x0303
 TLS_1_3 = 0x0304
 
 VERSION_NAMES: dict[int, str] = {TLS_1_2: "TLSv1.2", TLS_1_3: "TLSv1.3"}
 """Protocol numbers (RFC 8446, section 4.2.1) to the names that OpenSSL's configuration and C{ssa.conf} use."""
+
+_MOST_FOUND = 4096
+_MOST_MERGED = 1024
+
+OLD_VERSION_NAMES: dict[int, str] = {0x0301: "TLSv1", 0x0302: "TLSv1.1"}
+"""Protocols that RFC 8996 forbids, which only a profile for certain destinations may allow and no program may ask for."""
+
+ALL_EXTENSIONS = frozenset(("application_layer_protocol_negotiation", "session_ticket"))
+"""
+The TLS extensions (by their names in the IANA registry) that a policy may take away.  All others are either always used,
+since security depends on them, or follow from another key.
+"""
 
 
 @dataclass(frozen=True)
@@ -119,6 +147,12 @@ class Profile:
         for the plug-in C{"pin"}; empty if there are none.
     @ivar firstUseStore: path of the file in which the plug-in C{"first-use"} keeps the keys that it has seen.
     @ivar keyLogFile: path of the file for the connections' secrets (NSS key log format); "" for none.
+    @ivar groups: the key exchange groups, names separated by colons; "" for the library's own.
+    @ivar securityLevel: the name of the level (L{ssa.policy.levels}) that was chosen last; its values are in the other fields.
+    @ivar extensions: which of L{ALL_EXTENSIONS} may be used.
+    @ivar files: what the files that the policy names held when it was loaded; C{None}: they are read when they are needed.
+    @ivar conflict: what is contradictory about the rules that make up this profile; C{access} is C{False} then.
+    @ivar origins: where values come from, by the keys of the file: see L{origin}.  Profiles that differ only in it are equal.
     """
 
     minProtocol: int = TLS_1_2
@@ -150,6 +184,21 @@ class Profile:
     pinnedKeys: tuple[bytes, ...] = ()
     firstUseStore: str = ""
     keyLogFile: str = ""
+    groups: str = ""
+    securityLevel: str = "custom"
+    extensions: frozenset[str] = ALL_EXTENSIONS
+    files: PolicyFiles | None = field(default=None, compare=False, repr=False)
+    conflict: str = ""
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def origin(self, key: str) -> str:
+        """
+        Say which rule of the administrator's a value comes from.
+
+        @param key: as it is written in the file: C{"TrustStoreLocation"}.
+        @return: C{"/etc/ssa/ssa.conf:12 [profile web]"}; "" for the built-in default.
+        """
+        return self.origins.get(key, "")
 
 
 @dataclass(frozen=True)
@@ -169,29 +218,139 @@ class Caller:
     executable: str = ""
 
 
+class PolicyFiles(Protocol):
+    """What the files that a policy names held when it was loaded (L{ssa.tls.policyfiles})."""
+
+    def credentials(self, pairs: Sequence[tuple[str, str]]) -> tuple[Credential, ...]:
+        """
+        Get certificates with their keys.
+
+        @param pairs: as in L{Profile.certificates}.
+        @raise SSAError: ENOKEY, one could not be read.
+        """
+
+    def store(self, path: str) -> TrustStore:
+        """
+        Get a trust store.
+
+        @param path: as in L{Profile.trustStore}, not "".
+        @raise SSAError: EKEYREJECTED, it could not be read.
+        """
+
+    def content(self, path: str) -> bytes:
+        """
+        Get the content of another file.
+
+        @param path: as in L{Profile.transparencyLogs}, not "".
+        @raise OSError: it could not be read.
+        """
+
+
+@dataclass(frozen=True)
+class NamedFiles:
+    """
+    Files that one key of the policy names.
+
+    @ivar key: the key.
+    @ivar kind: C{"credential"}, a chain and its key; C{"store"}, a trust store; C{"content"}, anything else.
+    @ivar paths: two paths, or one.
+    @ivar place: where they are named, as errors begin: C{file:line: [section] Key}.
+    """
+
+    key: str
+    kind: str
+    paths: tuple[str, ...]
+    place: str
+
+
+class Rule(Protocol):
+    """A profile of the file: whom it is for.  What it says, the policy's C{merge} knows."""
+
+    def matches(self, who: Caller, destination: str | None, port: int, address: str) -> bool:
+        """See L{Policy.profileFor}."""
+
+
 class Policy:
     """
     The administrator's whole policy.
 
     @ivar default: what applies where nothing more particular does.
-    @ivar origins: for each key of the file that was set, the file and the line (from 1) that set it.
+    @ivar origins: for each key of C{[default]} that was set, the file and the line (from 1) that set it.
+    @ivar rules: the profiles of the file, in its order.
+    @ivar logLevel: the least level that is logged: C{"debug"}, C{"info"}, C{"warn"}, C{"error"} or C{"critical"}.
+    @ivar logFormat: C{"text"} or C{"json"}.
+    @ivar named: the files that all profiles name.
+    @ivar randomSeed: path of a file, and how many bytes of it are mixed into the random number generator; C{("", 0)}: none.
     """
 
-    def __init__(self, default: Profile | None = None, origins: dict[str, tuple[str, int]] | None = None) -> None:
+    def __init__(
+        self,
+        default: Profile | None = None,
+        origins: dict[str, tuple[str, int]] | None = None,
+        *,
+        rules: Sequence[Rule] = (),
+        merge: Callable[[Sequence[Rule]], Profile] | None = None,
+        named: Sequence[NamedFiles] = (),
+        logLevel: str = "info",
+        logFormat: str = "text",
+        randomSeed: tuple[str, int] = ("", 0),
+    ) -> None:
         """
         @param default: the profile for everything; C{None} for the built-in one.
         @param origins: where its values come from; C{None} if nowhere but the defaults.
+        @param merge: makes the profile of rules that match, at least one; C{None} if there are no rules.
         """
         self.default = default if default is not None else Profile()
         self.origins: dict[str, tuple[str, int]] = dict(origins) if origins is not None else {}
+        self.rules = tuple(rules)
+        self._merge = merge
+        self.named = tuple(named)
+        self.logLevel = logLevel
+        self.logFormat = logFormat
+        self.randomSeed = randomSeed
+        self._found: dict[tuple[object, ...], Profile] = {}
+        self._merged: dict[tuple[int, ...], Profile] = {}
 
-    def profileFor(self, who: Caller, destination: str | None, port: int) -> Profile:
+    def withFiles(self, files: PolicyFiles) -> Policy:
+        """
+        Make the same policy with what its files hold now.
+
+        @param files: for all its profiles.
+        """
+        new = copy(self)
+        new.default = replace(self.default, files=files)
+        new._found = {}
+        new._merged = {}
+        return new
+
+    def profileFor(self, who: Caller, destination: str | None, port: int, address: str = "") -> Profile:
         """
         Find the profile for a socket.
 
         @param who: the program.
-        @param destination: the name or address that the program connects to; C{None} for a listener.
+        @param destination: the name or address that the peer must prove to have; C{None} for a listener.
         @param port: the port that it connects to or listens on.
-        @return: the profile; this version has one for all.
+        @param address: the address that is really connected to; "" if it is not known (yet), or is C{destination}.
+        @return: the profile; equal questions get the same object.
         """
-        return self.default
+        if not self.rules:
+            return self.default
+        key = (who.uid, who.executable, destination, port, address)
+        profile = self._found.get(key)
+        if profile is None:
+            if len(self._found) >= _MOST_FOUND:
+                self._found.clear()
+            profile = self._found[key] = self._find(who, destination, port, address)
+        return profile
+
+    def _find(self, who: Caller, destination: str | None, port: int, address: str) -> Profile:
+        matching = tuple(i for i, rule in enumerate(self.rules) if rule.matches(who, destination, port, address))
+        if not matching or self._merge is None:
+            return self.default
+        profile = self._merged.get(matching)
+        if profile is None:
+            if len(self._merged) >= _MOST_MERGED:
+                self._merged.clear()
+            merged = self._merge([self.rules[i] for i in matching])
+            profile = self._merged[matching] = replace(merged, files=self.default.files)
+        return profile

@@ -1,22 +1,57 @@
 # SPDX-License-Identifier: MIT
 """
-The keys of ssa.conf, as data: what each sets, how its value is read, and what is allowed.
+The keys of ssa.conf, as data: what each sets, how its value is read, and where it is allowed.
 
-C{conf/ssa.conf} documents every key for the administrator; a test compares it with this table.
+C{docs/ssa.conf.rst} and C{conf/ssa.conf} document every key for the administrator; a test compares both with this table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
-from ssa.policy.profile import VERSION_NAMES
-from ssa.tls.ciphers import checkCipherList, checkCipherSuites
+from ssa.policy.levels import CUSTOM, LEVELS
+from ssa.policy.profile import ALL_EXTENSIONS, Limits, Policy, Profile
+from ssa.policy.values import (
+    absolutePath,
+    absolutePaths,
+    access,
+    checked,
+    choice,
+    cipherList,
+    names,
+    pins,
+    seconds,
+    seed,
+    show,
+    showAccess,
+    showPaths,
+    showPins,
+    showSeed,
+    showVersion,
+    showWords,
+    switch,
+    version,
+    whole,
+)
+from ssa.tls.ciphers import checkCipherSuites
 
-__all__ = ["KEYS", "Key"]
+__all__ = ["KEYS", "MATCHERS", "PAIRS", "REVOCATION_SOURCES", "Belongs", "Key"]
 
-_VERSIONS = {name: number for number, name in VERSION_NAMES.items()}
+
+class Belongs(Enum):
+    """What a key says something about."""
+
+    PROFILE = auto()
+    """One program's connections: it may stand in C{[default]} and in profiles."""
+
+    LIMITS = auto()
+    """The daemon's bounds: C{[default]} only."""
+
+    DAEMON = auto()
+    """The daemon as a whole: C{[default]} only."""
 
 
 @dataclass(frozen=True)
@@ -25,100 +60,99 @@ class Key:
     One key of the file.
 
     @ivar name: as it is written.
-    @ivar field: the attribute of L{Profile<ssa.policy.profile.Profile>}, or of its limits, that it sets.
+    @ivar field: the attribute of L{Profile<ssa.policy.profile.Profile>}, L{Limits<ssa.policy.profile.Limits>} or
+        L{Policy<ssa.policy.profile.Policy>} that it sets; "" for one of several that set an attribute together.
     @ivar parse: reads the value; raises C{ValueError} with what is wrong, and what is allowed, for a person.
-    @ivar isLimit: whether C{field} belongs to L{Limits<ssa.policy.profile.Limits>}.
+    @ivar default: the built-in value.
+    @ivar belongs: what it says something about.
+    @ivar show: writes a value as it stands in the file.
     """
 
     name: str
     field: str
     parse: Callable[[str], Any]
-    isLimit: bool = False
+    default: Any
+    belongs: Belongs = Belongs.PROFILE
+    show: Callable[[Any], str] = show
 
 
-def _version(text: str) -> int:
-    if text not in _VERSIONS:
-        raise ValueError(f"{text!r} is no protocol that is allowed; allowed are {' and '.join(_VERSIONS)}")
-    return _VERSIONS[text]
-
-
-def _switch(text: str) -> bool:
-    if text not in ("on", "off"):
-        raise ValueError(f"{text!r} is neither on nor off")
-    return text == "on"
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) <= 12) or not least <= int(text) <= most:
-            raise ValueError(f"{text!r} is no whole number from {least} to {most}")
-        return int(text)
-
-    return parse
-
-
-def _seconds(least: float, most: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        digits = text.replace(".", "", 1)
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 12) or not least <= float(text) <= most:
-            raise ValueError(f"{text!r} is no number of seconds from {least:g} to {most:g}")
-        return float(text)
-
-    return parse
-
-
-def _choice(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError(f"{text!r} is not allowed; allowed are {' and '.join(allowed)}")
-        return text
-
-    return parse
-
-
-def _checked(check: Callable[[str], str]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        problem = check(text)
-        if problem:
-            raise ValueError(problem)
-        return text
-
-    return parse
-
-
-def _path(text: str) -> str:
-    if text and not text.startswith("/"):
-        raise ValueError(f"{text!r} is no absolute path")
-    return text
-
-
-def _paths(text: str) -> tuple[str, ...]:
-    """Read paths that are separated by colons, as in PATH."""
-    paths = tuple(text.split(":")) if text else ()
-    for path in paths:
-        if not path.startswith("/"):
-            raise ValueError(f"{path!r} is no absolute path; several are separated by colons")
-    return paths
+def _key(name: str, field: str, parse: Callable[[str], Any], write: Callable[[Any], str] = show) -> Key:
+    return Key(name, field, parse, getattr(Profile(), field), show=write)
 
 
 def _limit(name: str, field: str, most: int) -> Key:
-    return Key(name, field, _whole(1, most), isLimit=True)
+    return Key(name, field, whole(1, most), getattr(Limits(), field), Belongs.LIMITS)
 
+
+def _daemon(name: str, field: str, parse: Callable[[str], Any], write: Callable[[Any], str] = show) -> Key:
+    return Key(name, field, parse, getattr(Policy(), field), Belongs.DAEMON, write)
+
+
+def _checkGroups(text: str) -> str:
+    """
+    Check a list of key exchange groups.
+
+    The library knows which groups it has; here it is only seen to that there is nothing else in the list.
+    """
+    known = ("X25519MLKEM768", "SecP256r1MLKEM768", "SecP384r1MLKEM1024", "X25519", "X448", "P-256", "P-384", "P-521")
+    for name in text.split(":") if text else ():
+        if name not in known:
+            return f"{name or 'an empty name'} is none of {', '.join(known)}; several are separated by colons"
+    return ""
+
+
+PAIRS = {"certificates": ("CertPath", "KeyPath"), "clientCertificates": ("ClientCertPath", "ClientKeyPath")}
+"""Attributes of the profile that two keys set together, and these."""
+
+REVOCATION_SOURCES = {
+    "OCSPStapledChecks": "stapled",
+    "CachedRevChecks": "cached",
+    "OCSPChecks": "ocsp",
+    "CRLChecks": "crl",
+}
+"""Switches, and the sources of revocation answers that they let count."""
+
+MATCHERS = ("Application", "User", "Destination")
+"""The keys of a profile that say what it is for (L{ssa.policy.matching})."""
 
 _ALL = (
-    Key("MinProtocol", "minProtocol", _version),
-    Key("MaxProtocol", "maxProtocol", _version),
-    Key("CipherList", "cipherList", _checked(checkCipherList)),
-    Key("CipherSuites", "cipherSuites", _checked(checkCipherSuites)),
-    Key("TrustStoreLocation", "trustStore", _path),
-    Key("AppCustomValidation", "appCustomValidation", _switch),
-    Key("CertVerificationDepth", "certVerificationDepth", _whole(0, 100)),
-    Key("CertPath", "certPaths", _paths),
-    Key("KeyPath", "keyPaths", _paths),
-    Key("HandshakeTimeout", "handshakeTimeout", _seconds(0.1, 3600)),
-    Key("ConnectTimeout", "connectTimeout", _seconds(0, 3600)),
-    Key("ResolveTimeout", "resolveTimeout", _seconds(0.1, 3600)),
-    Key("Truncation", "truncation", _choice("error", "allow")),
+    _key("SecurityLevel", "securityLevel", choice(*LEVELS)),
+    _key("MinProtocol", "minProtocol", version, showVersion),
+    _key("MaxProtocol", "maxProtocol", version, showVersion),
+    _key("CipherList", "cipherList", cipherList),
+    _key("CipherSuites", "cipherSuites", checked(checkCipherSuites)),
+    _key("Groups", "groups", checked(_checkGroups)),
+    _key("Extensions", "extensions", names(*sorted(ALL_EXTENSIONS))),
+    _key("Truncation", "truncation", choice("error", "allow")),
+    _key("Access", "access", access, showAccess),
+    _key("TrustStoreLocation", "trustStore", absolutePath),
+    _key("AppCustomValidation", "appCustomValidation", switch),
+    _key("CertVerificationDepth", "certVerificationDepth", whole(0, 100)),
+    # Which names there are is found out where a value is read: L{ssa.policy.parser.parsePolicy}.
+    _key("Validation", "validation", lambda text: tuple(dict.fromkeys(text.split())), showWords),
+    _key("PinnedKeys", "pinnedKeys", pins, showPins),
+    _key("FirstUseStore", "firstUseStore", absolutePath),
+    _key("RevocationChecks", "revocationChecks", switch),
+    *(Key(name, "", switch, source in Profile().revocationSources) for name, source in REVOCATION_SOURCES.items()),
+    _key("RevocationTimeout", "revocationTimeout", seconds(0.1, 3600)),
+    _key("VerifyCertTransparency", "certTransparency", switch),
+    _key("TransparencyLogs", "transparencyLogs", absolutePath),
+    Key("CertPath", "", absolutePaths, (), show=showPaths),
+    Key("KeyPath", "", absolutePaths, (), show=showPaths),
+    _key("ClientAuth", "clientAuth", choice("off", "request", "require")),
+    _key("OCSPStapling", "serverStapling", switch),
+    Key("ClientCertPath", "", absolutePaths, (), show=showPaths),
+    Key("ClientKeyPath", "", absolutePaths, (), show=showPaths),
+    _key("SessionResumption", "sessionResumption", switch),
+    _key("SessionTickets", "sessionTickets", switch),
+    _key("SessionCacheTimeout", "sessionTimeout", whole(1, 604800)),
+    _key("HandshakeTimeout", "handshakeTimeout", seconds(0.1, 3600)),
+    _key("ConnectTimeout", "connectTimeout", seconds(0, 3600)),
+    _key("ResolveTimeout", "resolveTimeout", seconds(0.1, 3600)),
+    _key("KeyLogFile", "keyLogFile", absolutePath),
+    _daemon("LogLevel", "logLevel", choice("debug", "info", "warn", "error", "critical")),
+    _daemon("LogFormat", "logFormat", choice("text", "json")),
+    _daemon("RandomSeed", "randomSeed", seed, showSeed),
     _limit("MaxSockets", "maxSockets", 10_000_000),
     _limit("MaxSocketsPerUser", "maxSocketsPerUser", 10_000_000),
     _limit("MaxHandshakes", "maxHandshakes", 1_000_000),
@@ -133,4 +167,6 @@ _ALL = (
 )
 
 KEYS: dict[str, Key] = {key.name: key for key in _ALL}
-"""Every key, by its name."""
+"""Every key, by its name, in the order in which they are documented."""
+
+assert Profile().securityLevel == CUSTOM, "the built-in values are those of no level"

@@ -68,10 +68,62 @@ class CommandLineTests(SynchronousTestCase):
             self.assertEqual(cli.main(["run", "--config", config, "ls"]), launch.EXIT_OWN_FAILURE)
         self.assertIn(f"{os.path.abspath(config)}:2: [default] MinProtocol: ", errors.getvalue())
 
+    def said(self, *words: str) -> tuple[int, str, str]:
+        """The exit status, and what is printed."""
+        output, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            status = cli.main(words)
+        return status, output.getvalue(), errors.getvalue()
+
+    def test_check(self) -> None:
+        """A good file is silent; errors are lines on standard error, those of the files that it names too."""
+        config = os.path.abspath(self.mktemp())
+        Path(config).write_text("[default]\nMaxSockets = 5\n")
+        self.assertEqual((0, "", ""), self.said("check", config))
+        Path(config).write_text("[default]\nTrustStoreLocation = /nonexistent/roots.pem\n")
+        problem = "the trust store /nonexistent/roots.pem cannot be read: No such file or directory"
+        self.assertEqual((1, "", f"{config}:2: [default] TrustStoreLocation: {problem}\n"), self.said("check", config))
+        self.assertEqual((1, "", f"{config}x: there is no such file\n"), self.said("check", config + "x"))
+
+    def test_explain(self) -> None:
+        """What holds for whom; each question that cannot be answered says why."""
+        config = os.path.abspath(self.mktemp())
+        Path(config).write_text(
+            "[profile web]\nApplication = /usr/bin/x\nUser = 77\nDestination = [::1]:443 a.example 192.0.2.1\nAccess = deny\n"
+        )
+        for words, denied in (
+            ((), False),
+            (("--application", "/usr/bin/x", "--user", "77", "--destination", "[::1]:443"), True),
+            (("--application", "/usr/bin/x", "--user", "77", "--destination", "[::1]:444"), False),
+            (("--application", "/usr/bin/x", "--user", "77", "--destination", "A.example:1"), True),
+            (("--application", "/usr/bin/x", "--user", "77", "--destination", "b:1", "--address", "192.0.2.1"), True),
+            (("--application", "/usr/bin/x", "--user", "root", "--destination", "a.example:1"), False),
+            (("--application", "/usr/bin/y", "--user", "77", "--destination", "a.example:1"), False),
+        ):
+            status, output, errors = self.said("explain", *words, config)
+            self.assertEqual((0, ""), (status, errors))
+            (line,) = (line for line in output.splitlines() if line.startswith("Access"))
+            self.assertEqual("deny" if denied else "allow", line.split()[2], words)
+            self.assertEqual(f"{config}:5 [profile web]" if denied else "default", line.partition("# ")[2])
+        wrong: tuple[tuple[tuple[str, ...], str], ...] = (
+            (("--user", "no-such-user"), "--user: there is no user 'no-such-user'"),
+            (("--destination", "a.example"), "--destination: 'a.example' is not HOST:PORT, with a port from 1 to 65535"),
+            (("--destination", "::1:443"), "an IPv6 address is written as [ADDRESS]:PORT"),
+            (("--destination", "a:0"), "with a port from 1 to 65535"),
+            (("--application", "x"), "--application: 'x' is no absolute path"),
+            (("--address", "x"), "'x' does not appear to be"),
+        )
+        for arguments, problem in wrong:
+            status, output, errors = self.said("explain", *arguments, config)
+            self.assertEqual((2, ""), (status, output))
+            self.assertIn(problem, errors)
+        Path(config).write_text("[default]\nX = 1\n")
+        self.assertEqual((1, "", f"{config}:2: [default] X: there is no such key\n"), self.said("explain", config))
+
     def test_usageErrors(self) -> None:
         """Wrong uses end with status 2."""
         self.usageError()
-        self.usageError("explain")
+        self.usageError("no-such-command")
         self.usageError("run", "--no-such-option", "ls")
         self.usageError("run", "--daemon", "/s", "--embedded", "ls")
         self.usageError("run", "--way", "magic", "ls")

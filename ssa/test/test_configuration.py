@@ -25,7 +25,7 @@ from ssa.api import Address, HostnameAddress, InternetAddress, Option
 from ssa.errors import SSAError
 from ssa.policy.parser import parsePolicy
 from ssa.policy.profile import Policy
-from ssa.policy.schema import KEYS
+from ssa.policy.schema import KEYS, Belongs
 from ssa.service import Daemon
 from ssa.test import badservers
 from ssa.test.badservers import echo, running, serverContext
@@ -35,6 +35,37 @@ from ssa.test.test_daemon import DaemonCase, after, exchange
 from ssa.tls import contexts
 
 reactor: Any = _reactor
+
+ELSEWHERE = {
+    "Validation": ("pin", ("pin",)),
+    "PinnedKeys": (f"sha256/{'A' * 43}=", (bytes(32),)),
+    "FirstUseStore": ("/x", "/x"),
+    "RevocationChecks": ("on", True),
+    "OCSPStapledChecks": ("off", frozenset({"cached", "ocsp", "crl"})),
+    "CachedRevChecks": ("off", frozenset({"stapled", "ocsp", "crl"})),
+    "OCSPChecks": ("off", frozenset({"stapled", "cached", "crl"})),
+    "CRLChecks": ("off", frozenset({"stapled", "cached", "ocsp"})),
+    "RevocationTimeout": ("0.5", 0.5),
+    "VerifyCertTransparency": ("on", True),
+    "TransparencyLogs": ("/x", "/x"),
+    "ClientAuth": ("require", "require"),
+    "OCSPStapling": ("on", True),
+    "SessionResumption": ("off", False),
+    "SessionTickets": ("off", False),
+    "SessionCacheTimeout": ("60", 60),
+    "KeyLogFile": ("/x", "/x"),
+    "LogLevel": ("debug", "debug"),
+    "LogFormat": ("json", "json"),
+}
+"""Keys of parts that have their tests of their own: a value, and what arrives in the profile or in the policy."""
+
+NEEDED = {
+    "Validation": {"PinnedKeys": f"sha256/{'A' * 43}="},
+    "PinnedKeys": {"Validation": "pin"},
+    "FirstUseStore": {"Validation": "first-use"},
+    "VerifyCertTransparency": {"TransparencyLogs": "/x"},
+}
+"""What else these keys need."""
 
 ORDINARY = os.getuid() or 4711
 """A user id that limits for one user apply to."""
@@ -79,9 +110,49 @@ class KeyTests(DaemonCase):
 
     def test_everyKey(self) -> None:
         """No key is without its test."""
-        self.assertEqual([], [key for key in KEYS if not hasattr(self, f"test_{key}")])
+        self.assertEqual(set(KEYS), set(ELSEWHERE) | {key for key in KEYS if hasattr(self, f"test_{key}")})
+
+    def test_elsewhere(self) -> None:
+        """What is used by other parts arrives where they look for it."""
+        for key, (text, value) in ELSEWHERE.items():
+            policy = policyOf(**{key: text}, **NEEDED.get(key, {}))
+            source = policy if KEYS[key].belongs is Belongs.DAEMON else policy.default
+            self.assertEqual(value, getattr(source, KEYS[key].field or "revocationSources"), key)
 
     # protocol
+
+    async def test_SecurityLevel(self) -> None:
+        """The modern level and a server that has only TLS 1.2."""
+        self.configure(SecurityLevel="modern")
+        context = serverContext(testCA().issue(), maximum=ssl.TLSVersion.TLSv1_2)
+        self.assertEqual(errno.EPROTO, (await self.connect(echo(context)))[0])
+        self.configure(SecurityLevel="intermediate")
+        self.assertEqual((0, ""), await self.connect(echo(context)))
+
+    async def test_Groups(self) -> None:
+        """The one group that is left."""
+        self.configure(Groups="P-384")
+        group = await self.option(echo(serverContext(testCA().issue())), Option.TLS_KEY_EXCHANGE)
+        self.assertEqual(b"secp384r1\0", group)
+
+    async def test_Extensions(self) -> None:
+        """A program that asks for an application protocol where none may be."""
+        self.configure(Extensions="session_ticket")
+        with running(echo(serverContext(testCA().issue(), alpn=["h2"]))) as server:
+            program = await self.client()
+            await self.interceptor.set(program, Option.TLS_ALPN, b"h2")
+            self.assertEqual(errno.EPERM, await self.interceptor.connect(program, local(server.port)))
+            self.assertIn("ssa.conf:2 [default]", await self.interceptor.error(program))
+        self.assertEqual((0, ""), await self.connect(echo(serverContext(testCA().issue(), alpn=["h2"]))))
+
+    async def test_Access(self) -> None:
+        """Neither connect nor listen; the rule is named."""
+        self.configure(Access="deny")
+        number, text = await self.connect(echo(serverContext(testCA().issue())))
+        self.assertEqual(errno.EPERM, number)
+        self.assertIn("may not connect to server.example (127.0.0.1) port", text)
+        self.assertIn("Access = deny, ssa.conf:2 [default]", text)
+        self.assertEqual(errno.EPERM, await self.refused(self.interceptor.listen(await self.interceptor.newSocket())))
 
     async def test_MinProtocol(self) -> None:
         """A server that has only TLS 1.2."""
@@ -181,6 +252,28 @@ class KeyTests(DaemonCase):
             self.configure(CertPath=chain, KeyPath=key)
             listening = self.interceptor.listen(await self.interceptor.newSocket())
             self.assertEqual(errno.ENOKEY, await self.refused(listening))
+
+    async def demanding(self, **keys: str) -> int:
+        """A connect of a program without a certificate to a server that demands one, in TLS 1.2 so that connect knows."""
+        context = serverContext(testCA().issue(), maximum=ssl.TLSVersion.TLSv1_2, clientCA=testCA().pem)
+        self.configure(**keys)
+        return (await self.connect(echo(context)))[0]
+
+    async def test_ClientCertPath(self) -> None:
+        """A client that brings no certificate shows the administrator's."""
+        credential = testCA().issue(["client.example"], purpose="client")
+        self.assertNotEqual(0, await self.demanding())
+        with written(credential.chainPEM) as chain, written(credential.keyPEM) as key:
+            self.assertEqual(0, await self.demanding(ClientCertPath=chain, ClientKeyPath=key))
+
+    async def test_ClientKeyPath(self) -> None:
+        """A key that is another certificate's."""
+        with written(testCA().issue().chainPEM) as chain, written(testCA().issue(["b.example"], key="rsa").keyPEM) as key:
+            self.assertEqual(errno.ENOKEY, await self.demanding(ClientCertPath=chain, ClientKeyPath=key))
+
+    def test_RandomSeed(self) -> None:
+        """See L{ssa.test.test_policyfiles.SeedTests}."""
+        self.assertEqual(("/dev/urandom", 16), policyOf(RandomSeed="/dev/urandom 16").randomSeed)
 
     # times
 

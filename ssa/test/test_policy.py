@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ssa.policy import parser
+from ssa.policy.levels import LEVELS
+from ssa.policy.matching import parseApplications, parseDestinations
 from ssa.policy.parser import ConfigurationError, loadPolicy, parsePolicy
 from ssa.policy.profile import TLS_1_2, TLS_1_3, Caller, Limits, Policy, Profile
-from ssa.policy.schema import KEYS
+from ssa.policy.schema import KEYS, MATCHERS, PAIRS, Belongs
 from ssa.tls.ciphers import CIPHERS, checkCipherList
 
+MANUAL = os.path.join(os.path.dirname(__file__), "..", "..", "docs", "ssa.conf.rst")
 CONF = os.path.join(os.path.dirname(__file__), "..", "..", "conf", "ssa.conf")
 
 
@@ -33,8 +36,16 @@ class DefaultFileTests(SynchronousTestCase):
         """Each key of the schema is there once, and says where it comes from."""
         with open(CONF, encoding="utf-8") as file:
             text = file.read()
-        shown = re.findall(r"^(\w+) =", text, re.MULTILINE)
-        self.assertEqual(sorted(shown), sorted(KEYS))
+        example = text.index("# ---- profiles")
+        written = re.findall(r"^(\w+) =", text, re.MULTILINE)
+        left = re.findall(r"^#(\w+) =", text[:example], re.MULTILINE)
+        self.assertEqual(sorted(written + left), sorted(KEYS))
+        # A key that a level sets would win over it, if it were written.
+        self.assertEqual(set(left), {key for level in LEVELS.values() for key in level.values})
+        uncommented = re.sub(r"^#(\w+ =|\[)", r"\1", text, flags=re.MULTILINE)
+        policy = parsePolicy([("f", uncommented.replace("User = backup\n", "").replace("User = @students\n", ""))])
+        self.assertEqual(policy.default, Profile())
+        self.assertEqual(3, len(policy.rules))
         lines = text.splitlines()
         for key, (name, line) in loadPolicy(CONF).origins.items():
             self.assertEqual(name, CONF)
@@ -42,11 +53,36 @@ class DefaultFileTests(SynchronousTestCase):
 
     def test_everyFieldHasAKey(self) -> None:
         """The schema sets every field of the profile."""
-        set_ = {key.field for key in KEYS.values()}
-        profile = {field.name for field in fields(Profile)} - {"limits", "certificates"}
-        limits = {field.name for field in fields(Limits)}
-        self.assertEqual(set_ - {"certPaths", "keyPaths"}, profile | limits)
-        self.assertEqual({key.field for key in KEYS.values() if key.isLimit}, limits)
+        found = {belongs: {key.field for key in KEYS.values() if key.belongs is belongs} for belongs in Belongs}
+        profile = {field.name for field in fields(Profile)} - {"limits", "origins", "files", "conflict"}
+        self.assertEqual(found[Belongs.PROFILE] - {""} | set(PAIRS) | {"revocationSources"}, profile)
+        self.assertEqual(found[Belongs.LIMITS], {field.name for field in fields(Limits)})
+        self.assertEqual(found[Belongs.DAEMON], {"logLevel", "logFormat", "randomSeed"})
+
+
+class DocumentationTests(SynchronousTestCase):
+    """docs/ssa.conf.rst."""
+
+    def test_everyKey(self) -> None:
+        """Each key is there once, in the order of the table, with its type, default, example and what programs see."""
+        with open(MANUAL, encoding="utf-8") as file:
+            text = file.read()
+        entries = re.findall(r"^``(\w+)``\n((?:    .*\n|\n)+)", text, re.MULTILINE)
+        self.assertEqual(sorted(name for name, _ in entries), sorted((*KEYS, *MATCHERS)))
+        for name, body in entries:
+            fields = dict(re.findall(r"^    :(\w+): (.+)$", body, re.MULTILINE))
+            self.assertEqual({"Type", "Default", "Example", "Programs"}, set(fields), name)
+            example = re.fullmatch(rf"``{name} = (.+)``", fields["Example"])
+            assert example is not None, name
+            self.assertGreater(len(body[: body.index(":Type:")].strip()), 15, name)
+            if name in MATCHERS:
+                {"Application": parseApplications, "Destination": parseDestinations}.get(name, str)(example[1])
+                continue
+            key = KEYS[name]
+            value = key.parse(example[1])
+            self.assertNotEqual("", key.show(value), name)
+            shown = key.show(key.default)
+            self.assertEqual(f"``{shown}``" if shown else "empty", fields["Default"], name)
 
 
 class ParseTests(SynchronousTestCase):
@@ -74,6 +110,13 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(profile.truncation, "allow")
         self.assertEqual(profile.trustStore, "/x # y")
 
+    def test_origin(self) -> None:
+        """A value knows its rule; a built-in one has none."""
+        profile = self.profile("[default]\nMaxSockets = 7\n\nTrustStoreLocation = /x\n", "[default]\nMaxSockets = 9\n")
+        self.assertEqual(profile.origin("TrustStoreLocation"), "f1:4 [default]")
+        self.assertEqual(profile.origin("MaxSockets"), "f2:2 [default]")
+        self.assertEqual(profile.origin("MinProtocol"), "")
+
     def test_laterFileWins(self) -> None:
         """A drop-in changes what it names and nothing else."""
         profile = self.profile("[default]\nMaxSockets = 7\nMaxHandshakes = 8\n", "[default]\nMaxSockets = 9\n")
@@ -95,18 +138,19 @@ class ParseTests(SynchronousTestCase):
             "Anything = 1\n"
             "[profile web]\n"
             "Application = /usr/bin/x\n"
+            "MinProtocol = SSLv3\n"
             "[default]\n"
             "MaxHandshakes = 0\n",
             "[default]\nTruncation = maybe\nHandshakeTimeout = soon\nCertPath = a\n",
         )
         places = [error.partition(": ")[0] for error in errors]
         self.assertEqual(
-            places, ["f1:1", "f1:3", "f1:4", "f1:5", "f1:7", "f1:8", "f1:9", "f1:11", "f1:13", "f2:2", "f2:3", "f2:4"]
+            places, ["f1:1", "f1:3", "f1:4", "f1:5", "f1:7", "f1:8", "f1:9", "f1:13", "f1:14", "f2:2", "f2:3", "f2:4"]
         )
         self.assertIn("[default] MaxSocket: there is no such key; do you mean MaxSockets?", errors[1])
-        self.assertIn("[default] MinProtocol: 'TLSv1' is no protocol that is allowed; allowed are TLSv1.2 and", errors[2])
+        self.assertIn("[default] MinProtocol: 'TLSv1' is not allowed here, only a profile whose Destination", errors[2])
         self.assertIn("[default] MaxSockets: the key is repeated", errors[4])
-        self.assertIn("[profile web]: this version does not support profiles yet", errors[7])
+        self.assertIn("[profile web] MinProtocol: ", errors[7])
         self.assertIn("[default]: the section is repeated", errors[8])
         self.assertIn("error and allow", errors[9])
 

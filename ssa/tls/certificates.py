@@ -36,6 +36,7 @@ __all__ = [
     "parsePrivateKeys",
     "publicKeyOf",
     "subjectNames",
+    "weaknessOf",
 ]
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
@@ -245,6 +246,29 @@ def subjectNames(certificate: x509.Certificate) -> tuple[str, ...]:
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError, UnsupportedAlgorithm):
         return ()
     return dnsNames(certificate) + addresses
+
+
+def weaknessOf(certificate: x509.Certificate) -> str:
+    """
+    Say what is weak about a certificate by the measure of OpenSSL's security level 2, SSL_CTX_set_security_level(3): 112 bits.
+
+    The signature of a self-signed certificate is of no importance.
+
+    @return: "" if nothing is.
+    """
+    key = certificate.public_key()
+    if isinstance(key, rsa.RSAPublicKey):
+        if key.key_size < 2048:
+            return f"its RSA key has {key.key_size} bits, at least 2048 are needed"
+    elif isinstance(key, ec.EllipticCurvePublicKey):
+        if key.curve.key_size < 224:
+            return f"its key is on the curve {key.curve.name}, of which {key.curve.key_size} bits are too few"
+    elif not isinstance(key, (ed25519.Ed25519PublicKey, ed448.Ed448PublicKey)):
+        return "its key is neither RSA, ECDSA, Ed25519 nor Ed448"
+    digest = certificate.signature_hash_algorithm
+    if digest is not None and digest.digest_size < 28 and certificate.issuer != certificate.subject:
+        return f"it is signed with the digest {digest.name}, which is too weak"
+    return ""
 
 
 def chainPEM(chain: Sequence[x509.Certificate]) -> bytes:

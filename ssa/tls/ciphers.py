@@ -2,15 +2,16 @@
 """
 The ciphers that are allowed at all, and their names.
 
-Only authenticated encryption with forward secrecy is allowed (RFC 9325 section 4.2, RFC 8446): no policy and no program can
-have another one.  AES-CCM with the short tag (CCM_8) is left out, as the IANA registry does not recommend it.
+Only authenticated encryption with forward secrecy is allowed (RFC 9325 section 4.2, RFC 8446): no program can have another
+one, and no policy but one for destinations that the administrator names (L{OLD_CIPHERS}).  AES-CCM with the short tag
+(CCM_8) is left out, as the IANA registry does not recommend it.
 """
 
 from __future__ import annotations
 
 from OpenSSL import SSL
 
-__all__ = ["CIPHERS", "SUITES", "checkCipherList", "checkCipherSuites", "ianaName"]
+__all__ = ["CIPHERS", "OLD_CIPHERS", "SUITES", "checkCipherList", "checkCipherSuites", "ianaName"]
 
 _AUTHENTICATED = {"ECDHE-ECDSA": "ECDHE_ECDSA", "ECDHE-RSA": "ECDHE_RSA", "DHE-RSA": "DHE_RSA"}
 _ENCRYPTION = {
@@ -36,6 +37,24 @@ for _bits, _digest in (("128", "256"), ("256", "384")):
     _iana = CIPHERS.pop(f"ECDHE-RSA-ARIA{_bits}-GCM-SHA{_digest}")
     CIPHERS[f"ECDHE-ARIA{_bits}-GCM-SHA{_digest}"] = _iana
 
+OLD_CIPHERS: dict[str, str] = {
+    **{
+        f"{theirs}-AES{bits}-{digest}": f"TLS_{ours}_WITH_AES_{bits}_CBC_{digest}"
+        for theirs, ours in _AUTHENTICATED.items()
+        for bits in ("128", "256")
+        for digest in ("SHA", "SHA256", "SHA384")
+        # RFC 5289 and RFC 5246 appendix A.5: ECDHE has SHA384 with AES-256, DHE has SHA256 with both.
+        if digest == "SHA" or digest == ("SHA384" if bits == "256" and theirs != "DHE-RSA" else "SHA256")
+    },
+    **{f"AES{bits}-SHA{n}": f"TLS_RSA_WITH_AES_{bits}_CBC_SHA{n}" for bits in ("128", "256") for n in ("", "256")},
+    "AES128-GCM-SHA256": "TLS_RSA_WITH_AES_128_GCM_SHA256",
+    "AES256-GCM-SHA384": "TLS_RSA_WITH_AES_256_GCM_SHA384",
+}
+"""
+Ciphers without forward secrecy or authenticated encryption that a profile for certain destinations may allow, for servers that
+have nothing better.  Ciphers that are broken or encrypt nothing (RC4, 3DES, NULL, anonymous) are not among them.
+"""
+
 SUITES = (
     "TLS_AES_128_GCM_SHA256",
     "TLS_AES_256_GCM_SHA384",
@@ -52,13 +71,14 @@ def ianaName(name: str) -> str:
     @param name: OpenSSL's name.
     @return: the name in the IANA registry; OpenSSL's own for a cipher that is not in the tables.
     """
-    return CIPHERS.get(name, name)
+    return CIPHERS.get(name) or OLD_CIPHERS.get(name, name)
 
 
-def checkCipherList(text: str) -> str:
+def checkCipherList(text: str, mayBeOld: bool = False) -> str:
     """
     Check a list of TLS 1.2 ciphers in OpenSSL's format, ciphers(1), by asking OpenSSL what it lets in.
 
+    @param mayBeOld: whether L{OLD_CIPHERS} are allowed too.
     @return: "" if it lets in allowed ciphers only, and at least one; else what is wrong, for a person.
     """
     if not text.isascii() or not text.isprintable():
@@ -74,7 +94,9 @@ def checkCipherList(text: str) -> str:
     found = _expand(text)
     if not found:
         return "no cipher is left"
-    refused = [name for name in found if name not in CIPHERS]
+    refused = [name for name in found if name not in CIPHERS and not (mayBeOld and name in OLD_CIPHERS)]
+    if refused and mayBeOld:
+        return f"it lets in {', '.join(refused[:5])}{' and others' if len(refused) > 5 else ''}, which no profile may allow"
     if refused:
         return (
             f"it lets in {', '.join(refused[:5])}{' and others' if len(refused) > 5 else ''}, which lacks forward secrecy"

@@ -16,7 +16,7 @@ from ssa.api import DataPath
 from ssa.errors import Cause, SSAError, causeOfVerifyCode, describeVerifyCode
 from ssa.options import IConnectionInfo
 from ssa.policy.profile import TLS_1_3
-from ssa.tls.certificates import chainPEM, describeCertificate
+from ssa.tls.certificates import chainPEM, describeCertificate, weaknessOf
 from ssa.tls.ciphers import ianaName
 from ssa.tls.identity import Identity, checkIdentity
 
@@ -33,6 +33,7 @@ class PeerCheck:
     @ivar identity: whom the peer must be; C{None} on a server's side, where the peer need not prove anything.
     @ivar proved: whether the peer has proved its identity: set by the last of the checks and nowhere else.
     @ivar hasCredential: whether this side had a certificate to show.
+    @ivar checksStrength: whether keys and signatures of certificates are checked here, since OpenSSL does not do it.
     @ivar refusal: why the handshake was refused by a check of ours; C{None} while nothing speaks against the peer.
     """
 
@@ -40,6 +41,7 @@ class PeerCheck:
         self.identity = identity
         self.hasCredential = hasCredential
         self.proved = False
+        self.checksStrength = False
         self.refusal: SSAError | None = None
 
     def check(self, certificate: crypto.X509, code: int, depth: int, good: bool) -> bool:
@@ -55,6 +57,11 @@ class PeerCheck:
         try:
             if not good:
                 self._refuse(certificate, code, depth)
+                return False
+            weakness = weaknessOf(certificate.to_cryptography()) if self.checksStrength else ""
+            if weakness:
+                described = describeCertificate(certificate.to_cryptography())
+                self.refusal = Cause.WEAK.error(f"{weakness} {described}")
                 return False
             if depth == 0 and self.identity is not None:
                 # The chain has been built and every signature has been checked when this is called for depth 0.

@@ -20,19 +20,18 @@ from OpenSSL import SSL, crypto
 
 from ssa.errors import Cause, causeOfOpenSSL
 from ssa.options import SocketOptions
-from ssa.policy.profile import Profile
+from ssa.policy.profile import TLS_1_2, Profile
 from ssa.tls.certificates import (
     Credential,
     chainPEM,
     describeCertificate,
     dnsNames,
-    pairCredentials,
-    parseChains,
-    parsePrivateKeys,
 )
 from ssa.tls.connection import PeerCheck, peerCheckOf, verifyPeer
+from ssa.tls.groups import useGroups
 from ssa.tls.identity import Identity, parseName
-from ssa.tls.trust import TrustStore, customStore, findStore
+from ssa.tls.policyfiles import clientCredentials, serverCredentials, storeOf
+from ssa.tls.trust import TrustStore, customStore
 
 __all__ = ["ContextCache", "ServerContexts", "clientConnection", "serverConnection", "serverContexts"]
 
@@ -41,8 +40,6 @@ _SECURITY_LEVEL = 2
 
 _MODE_ENABLE_PARTIAL_WRITE = 0x1
 """SSL_MODE_ENABLE_PARTIAL_WRITE of openssl/ssl.h, which pyOpenSSL sets and does not name."""
-
-_LARGEST_ADMINISTRATOR_FILE = 1024 * 1024
 
 
 class ContextCache:
@@ -88,10 +85,16 @@ def _context(method: int, profile: Profile) -> SSL.Context:
     context = SSL.Context(method)
     context.set_min_proto_version(profile.minProtocol)
     context.set_max_proto_version(profile.maxProtocol)
-    context.set_cipher_list(f"{profile.cipherList}:@SECLEVEL={_SECURITY_LEVEL}".encode("ascii"))
+    # TLS 1.0 and 1.1 sign with MD5 and SHA-1, which every security level but 0 forbids, SSL_CTX_set_security_level(3).  What
+    # the level says about certificates is then checked by L{ssa.tls.connection.PeerCheck}.
+    level = _SECURITY_LEVEL if profile.minProtocol >= TLS_1_2 else 0
+    context.set_cipher_list(f"{profile.cipherList}:@SECLEVEL={level}".encode("ascii"))
     context.set_tls13_ciphersuites(profile.cipherSuites.encode("ascii"))
+    useGroups(context, profile.groups)
     # OP_IGNORE_UNEXPECTED_EOF stays off: a truncated stream must be seen.
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    if "session_ticket" not in profile.extensions:
+        context.set_options(SSL.OP_NO_TICKET)
     # One call of send makes all the records of its buffer, and a retry has the same content at any address: pyOpenSSL
     # sets SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
@@ -162,14 +165,17 @@ def clientConnection(
     """
     if options.trusted and not profile.appCustomValidation:
         raise Cause.POLICY.error("TLS_TRUSTED_PEER_CERTIFICATES was set, and AppCustomValidation is off")
-    credentials = _onePerType(options.credentials())
-    store = customStore(options.trusted) if options.trusted else findStore(profile.trustStore)
+    _checkExtensions(profile, options)
+    credentials = _onePerType(options.credentials() or clientCredentials(profile))
+    store = customStore(options.trusted) if options.trusted else storeOf(profile)
     key = (
         profile.minProtocol,
         profile.maxProtocol,
         profile.cipherList,
         profile.cipherSuites,
+        profile.groups,
         profile.certVerificationDepth,
+        profile.extensions,
         store.version,
         tuple(credential.fingerprint() for credential in credentials),
     )
@@ -177,7 +183,10 @@ def clientConnection(
         key, profile.limits.maxCachedContexts, lambda: _clientContext(profile, store, credentials)
     )
     connection = SSL.Connection(context, sock)
-    connection.set_app_data(PeerCheck(identity, bool(credentials)))
+    check = PeerCheck(identity, bool(credentials))
+    # OpenSSL's own bounds are off where obsolete protocols are allowed (L{_context}).
+    check.checksStrength = profile.minProtocol < TLS_1_2
+    connection.set_app_data(check)
     if identity.serverName is not None:
         connection.set_tlsext_host_name(identity.serverName)
     if options.protocols:
@@ -204,6 +213,17 @@ def _clientContext(profile: Profile, store: TrustStore, credentials: Sequence[Cr
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     _use(context, credentials)
     return context
+
+
+def _checkExtensions(profile: Profile, options: SocketOptions) -> None:
+    """
+    See that the options need no extension that the policy takes away.
+
+    @raise SSAError: EPERM, they do.
+    """
+    if options.protocols and "application_layer_protocol_negotiation" not in profile.extensions:
+        rule = profile.origin("Extensions") or "Extensions"
+        raise Cause.POLICY.error(f"TLS_ALPN was set, and application_layer_protocol_negotiation is not in Extensions ({rule})")
 
 
 def _onePerType(credentials: Sequence[Credential]) -> tuple[Credential, ...]:
@@ -342,35 +362,13 @@ def serverContexts(profile: Profile, options: SocketOptions) -> ServerContexts:
 
     @raise SSAError: ENOKEY if there are none, or they cannot be used.
     """
-    credentials = options.credentials() or _administratorCredentials(profile)
+    _checkExtensions(profile, options)
+    credentials = options.credentials() or serverCredentials(profile)
     if not credentials:
         raise Cause.NO_OWN_CERTIFICATE.error(
             "set TLS_CERTIFICATE_CHAIN and TLS_PRIVATE_KEY, or CertPath and KeyPath in the configuration"
         )
     return ServerContexts(profile, credentials, options)
-
-
-def _administratorCredentials(profile: Profile) -> tuple[Credential, ...]:
-    """Read the certificates that the configuration names.  Its paths are the administrator's, read with our rights."""
-    credentials: list[Credential] = []
-    for chainPath, keyPath in profile.certificates:
-        try:
-            chains = parseChains(_readFile(chainPath))
-            keys = parsePrivateKeys(_readFile(keyPath))
-            credentials.extend(pairCredentials(chains, keys))
-        except OSError as error:
-            raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"{error.filename}: {error.strerror}") from error
-        except ValueError as error:
-            raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"CertPath {chainPath}, KeyPath {keyPath}: {error}") from None
-    return tuple(credentials)
-
-
-def _readFile(path: str) -> bytes:
-    with open(path, "rb") as file:
-        data = file.read(_LARGEST_ADMINISTRATOR_FILE + 1)
-    if len(data) > _LARGEST_ADMINISTRATOR_FILE:
-        raise ValueError(f"{path} is larger than {_LARGEST_ADMINISTRATOR_FILE} bytes")
-    return data
 
 
 def serverConnection(contexts: ServerContexts, sock: socket.socket) -> SSL.Connection:

@@ -51,11 +51,13 @@ class TrustStore:
     @ivar version: changes when the content may have changed; equal stores have equal versions.
     @ivar path: the file or directory; "" if the program gave the certificates itself.
     @ivar pem: the program's certificates; empty if they come from C{path}.
+    @ivar loaded: what C{path} held when it was read; empty if it is read when it is needed.
     """
 
     version: tuple[object, ...]
     path: str = ""
     pem: bytes = b""
+    loaded: tuple[x509.Certificate, ...] = ()
 
     @property
     def isCustom(self) -> bool:
@@ -69,6 +71,8 @@ class TrustStore:
         @return: at least one certificate.
         @raise SSAError: EKEYREJECTED if it cannot be read or is empty.
         """
+        if self.loaded:
+            return self.loaded
         if self.isCustom:
             return parseCertificates(self.pem)
         try:
