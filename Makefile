@@ -19,12 +19,13 @@ pathlib.Path(sysconfig.get_path("purelib"), "ssa-tree.pth").write_text(os.getcwd
 endef
 export WRITE_PATH
 
-.PHONY: help venv demo test test-noninterference test-vm test-vm-debug bench soak docs lint wheel-check clean
+.PHONY: help venv demo test test-vectors test-noninterference test-vm test-vm-debug bench soak docs lint wheel-check clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    TLS by socket(2), shown with a throw-away CA"
 	@echo "make test    the whole test suite"
+	@echo "make test-vectors   every chain of ../shared/vectors (SSA_VECTORS), by a program under ssa run"
 	@echo "make test-noninterference   CPython's own tests with and without ssa run"
 	@echo "make test-vm        the kernel module on Debian's kernels 6.1 and 6.12, in a virtual machine"
 	@echo "make test-vm-debug  the same on a kernel with KASAN, lockdep and kmemleak, which it builds"
@@ -61,6 +62,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(RUN)/trial --temp-directory=build/trial $(TRIAL_ARGUMENTS) $(TESTS)
+
+test-vectors: $(STAMP)
+	SSA_VECTORS_ALL=1 $(RUN)/trial --temp-directory=build/trial ssa.test.vectors
 
 test-noninterference: $(STAMP)
 	$(RUN)/python -m ssa.test.noninterference --parallel $(MODULES)
