@@ -119,6 +119,7 @@ class Profile:
         for the plug-in C{"pin"}; empty if there are none.
     @ivar firstUseStore: path of the file in which the plug-in C{"first-use"} keeps the keys that it has seen.
     @ivar keyLogFile: path of the file for the connections' secrets (NSS key log format); "" for none.
+    @ivar groups: the key exchange groups, names separated by colons; "" for the library's own.
     """
 
     minProtocol: int = TLS_1_2
@@ -150,6 +151,7 @@ class Profile:
     pinnedKeys: tuple[bytes, ...] = ()
     firstUseStore: str = ""
     keyLogFile: str = ""
+    groups: str = ""
 
 
 @dataclass(frozen=True)

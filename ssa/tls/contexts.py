@@ -31,6 +31,7 @@ from ssa.tls.certificates import (
     parsePrivateKeys,
 )
 from ssa.tls.connection import PeerCheck, peerCheckOf, verifyPeer
+from ssa.tls.groups import useGroups
 from ssa.tls.identity import Identity, parseName
 from ssa.tls.trust import TrustStore, customStore, findStore
 
@@ -90,6 +91,7 @@ def _context(method: int, profile: Profile) -> SSL.Context:
     context.set_max_proto_version(profile.maxProtocol)
     context.set_cipher_list(f"{profile.cipherList}:@SECLEVEL={_SECURITY_LEVEL}".encode("ascii"))
     context.set_tls13_ciphersuites(profile.cipherSuites.encode("ascii"))
+    useGroups(context, profile.groups)
     # OP_IGNORE_UNEXPECTED_EOF stays off: a truncated stream must be seen.
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
     # One call of send makes all the records of its buffer, and a retry has the same content at any address: pyOpenSSL
@@ -169,6 +171,7 @@ def clientConnection(
         profile.maxProtocol,
         profile.cipherList,
         profile.cipherSuites,
+        profile.groups,
         profile.certVerificationDepth,
         store.version,
         tuple(credential.fingerprint() for credential in credentials),
