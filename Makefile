@@ -20,7 +20,8 @@ pathlib.Path(sysconfig.get_path("purelib"), "ssa-tree.pth").write_text(os.getcwd
 endef
 export WRITE_PATH
 
-.PHONY: help venv demo test test-vectors test-scanners test-noninterference test-vm test-vm-debug bench soak docs lint wheel-check clean
+.PHONY: help venv demo test test-vectors test-scanners test-noninterference test-vm test-vm-debug bench soak docs lint \
+  wheel-check clean
 .DELETE_ON_ERROR:
 
 help:
