@@ -14,19 +14,25 @@ import ssl
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from cryptography import x509
 
 from ssa.errors import Cause
+from ssa.policy.schema import KEYS
 from ssa.test import badhellos, badservers
 from ssa.test.badcertificates import der, intermediate, leaf, longCommonName, organization
 from ssa.test.badservers import Serve, echo, serverContext
 from ssa.test.pki import Credential, otherCA, testCA
+from ssa.test.stapled import answer, stapling
 
 NAME: Final = "server.example"
 LONG_NAME: Final = ".".join(("long" * 15, "name" * 15, "with" * 15, "many" * 14, "example"))
 """A name of 250 bytes, in labels of up to 60."""
+
+REVOCATION_NAME: Final = "status.example"
+PINNED_NAME: Final = "pinned.example"
+"""Names for which C{case_badserverspolicy} has a policy of their own."""
 
 TLS12: Final = ssl.TLSVersion.TLSv1_2
 TLS13: Final = ssl.TLSVersion.TLSv1_3
@@ -53,7 +59,7 @@ class Bad:
     @ivar words: more of TLS_ERROR, in this order.
     @ivar servers: makes its ways to serve; all of them get the same answer.
     @ivar host: what the program sets as TLS_REMOTE_HOSTNAME; C{""}: nothing, it connects to 127.0.0.1.
-    @ivar isPolicy: it needs more than the default policy: see C{case_badserverspolicy}.
+    @ivar policy: which policy it needs: "" for the default one, else one of C{case_badserverspolicy}.
     """
 
     title: str
@@ -61,7 +67,7 @@ class Bad:
     words: tuple[str, ...]
     servers: Callable[[], tuple[Serve, ...]]
     host: str = NAME
-    isPolicy: bool = False
+    policy: str = ""
 
 
 def _certificate(
@@ -70,7 +76,7 @@ def _certificate(
     cause: Cause | None = None,
     *words: str,
     host: str = NAME,
-    isPolicy: bool = False,
+    policy: str = "",
 ) -> Bad:
     """A server with a certificate, for TLS 1.2 and for TLS 1.3."""
 
@@ -78,10 +84,10 @@ def _certificate(
         credential = make()
         return tuple(echo(serverContext(credential, maximum=maximum)) for maximum in (TLS12, TLS13))
 
-    return Bad(title, cause, words, servers, host, isPolicy)
+    return Bad(title, cause, words, servers, host, policy)
 
 
-def _cipher(title: str, ciphers: str, cause: Cause, *words: str, isPolicy: bool = False) -> Bad:
+def _cipher(title: str, ciphers: str, cause: Cause, *words: str, policy: str = "") -> Bad:
     """A real server with some TLS 1.2 ciphers only."""
 
     def servers() -> tuple[Serve, ...]:
@@ -93,7 +99,7 @@ def _cipher(title: str, ciphers: str, cause: Cause, *words: str, isPolicy: bool 
             context.load_dh_params(file.name)
         return (echo(context),)
 
-    return Bad(title, cause, words, servers, isPolicy=isPolicy)
+    return Bad(title, cause, words, servers, policy=policy)
 
 
 def _parameters() -> str:
@@ -123,6 +129,16 @@ def _choosing(title: str, cipher: int) -> Bad:
 
 def _many(count: int) -> Credential:
     return testCA().issue([*(f"host{number}.many.example" for number in range(count - 1)), NAME], subject=NAME)
+
+
+def _stapled(title: str, cause: Cause | None, **options: Any) -> Bad:
+    """A server that staples an answer, see L{answer}."""
+
+    def servers() -> tuple[Serve, ...]:
+        good = testCA().issue([REVOCATION_NAME])
+        return (stapling(good, answer(testCA(), good.certificate, **options)),)
+
+    return Bad(title, cause, (), servers, REVOCATION_NAME, "revocation")
 
 
 def _withRoot() -> Credential:
@@ -348,7 +364,7 @@ COLLECTION: Final[dict[str, dict[str, Bad]]] = {
         "choosesTripleDES": _choosing("chooses 3DES", badhellos.TRIPLE_DES_SHA),
         "choosesExport": _choosing("chooses an export cipher", badhellos.EXPORT),
         "weakDH": _cipher(
-            "Diffie-Hellman with 1024 bits, where the policy allows DHE", DHE, Cause.WEAK, "dh key too small", isPolicy=True
+            "Diffie-Hellman with 1024 bits, where the policy allows DHE", DHE, Cause.WEAK, "dh key too small", policy="dhe"
         ),
     },
     "Versions": {
@@ -366,6 +382,31 @@ COLLECTION: Final[dict[str, dict[str, Bad]]] = {
     },
 }
 """All of them, by section of the page and by name."""
+
+
+if "RevocationChecks" in KEYS:
+    COLLECTION["Revocation, where RevocationChecks is on"] = {
+        "revoked": _stapled("revoked, the server staples the answer", Cause.REVOKED, status="revoked"),
+        "statusGood": _stapled("not revoked, the server staples the answer", None),
+        "statusUnknown": _stapled(
+            "its authority does not know the certificate", Cause.REVOCATION_UNKNOWN, status="unknown"
+        ),
+        "statusExpired": _stapled("the answer is too old", Cause.REVOCATION_UNKNOWN, expired=True),
+        "statusForged": _stapled("somebody else has signed the answer", Cause.REVOCATION_UNKNOWN, signer=otherCA()),
+        "statusAbsent": _certificate(
+            "no answer, and none to be had",
+            _names(REVOCATION_NAME),
+            Cause.REVOCATION_UNKNOWN,
+            host=REVOCATION_NAME,
+            policy="revocation",
+        ),
+    }
+if "PinnedKeys" in KEYS and "NOT_PINNED" in Cause.__members__:
+    COLLECTION["Pinned keys, where PinnedKeys has another one"] = {
+        "notPinned": _certificate(
+            "a good certificate", _names(PINNED_NAME), Cause["NOT_PINNED"], "sha256/", host=PINNED_NAME, policy="pin"
+        ),
+    }
 
 
 def _deep(count: int) -> Credential:

@@ -47,7 +47,7 @@ class CollectionTests(SynchronousTestCase):
         self.assertEqual(len(set(names)), len(names))
         cases = [
             method.removeprefix("test_")
-            for case in (case_badservers.Servers, case_badserverspolicy.Allowed)
+            for case in (case_badservers.Servers, case_badserverspolicy.Policies)
             for method in dir(case)
             if method.startswith("test_") and method.removeprefix("test_") in names
         ]

@@ -61,11 +61,11 @@ def _method(bad: Bad) -> Callable[[ServersCase], None]:
     return test
 
 
-def add(case: type[ServersCase], isPolicy: bool) -> None:
-    """Give a class of cases a method for each server."""
+def add(case: type[ServersCase], *policies: str) -> None:
+    """Give a class of cases a method for each server that needs one of these policies."""
     for section in COLLECTION.values():
         for name, bad in section.items():
-            if bad.isPolicy == isPolicy:
+            if bad.policy in policies:
                 setattr(case, f"test_{name}", _method(bad))
 
 
@@ -73,4 +73,4 @@ class Servers(ServersCase):
     """All that need no more than the default policy."""
 
 
-add(Servers, isPolicy=False)
+add(Servers, "")
