@@ -131,14 +131,14 @@ def _many(count: int) -> Credential:
     return testCA().issue([*(f"host{number}.many.example" for number in range(count - 1)), NAME], subject=NAME)
 
 
-def _stapled(title: str, cause: Cause | None, **options: Any) -> Bad:
+def _stapled(title: str, cause: Cause | None, *words: str, **options: Any) -> Bad:
     """A server that staples an answer, see L{answer}."""
 
     def servers() -> tuple[Serve, ...]:
         good = testCA().issue([REVOCATION_NAME])
         return (stapling(good, answer(testCA(), good.certificate, **options)),)
 
-    return Bad(title, cause, (), servers, REVOCATION_NAME, "revocation")
+    return Bad(title, cause, words, servers, REVOCATION_NAME, "revocation")
 
 
 def _withRoot() -> Credential:
@@ -386,17 +386,23 @@ COLLECTION: Final[dict[str, dict[str, Bad]]] = {
 
 if "RevocationChecks" in KEYS:
     COLLECTION["Revocation, where RevocationChecks is on"] = {
-        "revoked": _stapled("revoked, the server staples the answer", Cause.REVOKED, status="revoked"),
+        "revoked": _stapled("revoked, the server staples the answer", Cause.REVOKED, "stapled", "revoked on", status="revoked"),
         "statusGood": _stapled("not revoked, the server staples the answer", None),
         "statusUnknown": _stapled(
-            "its authority does not know the certificate", Cause.REVOCATION_UNKNOWN, status="unknown"
+            "its authority does not know the certificate",
+            Cause.REVOCATION_UNKNOWN,
+            "stapled: the responder does not know the certificate",
+            status="unknown",
         ),
-        "statusExpired": _stapled("the answer is too old", Cause.REVOCATION_UNKNOWN, expired=True),
-        "statusForged": _stapled("somebody else has signed the answer", Cause.REVOCATION_UNKNOWN, signer=otherCA()),
+        "statusExpired": _stapled("the answer is too old", Cause.REVOCATION_UNKNOWN, "stapled: it has expired", expired=True),
+        "statusForged": _stapled(
+            "somebody else has signed the answer", Cause.REVOCATION_UNKNOWN, "stapled: its signer", signer=otherCA()
+        ),
         "statusAbsent": _certificate(
             "no answer, and none to be had",
             _names(REVOCATION_NAME),
             Cause.REVOCATION_UNKNOWN,
+            "stapled: nothing",
             host=REVOCATION_NAME,
             policy="revocation",
         ),
