@@ -24,7 +24,7 @@ from ssa.api import IPPROTO_TLS, Option
 from ssa.test.vectors.cases import Case, load
 from ssa.test.vectors.server import PING, PONG
 
-WORKERS: Final = 4
+WORKERS: Final = 8
 
 
 class Worker(threading.Thread):
