@@ -92,7 +92,6 @@ def _cipher(title: str, ciphers: str, cause: Cause, *words: str, policy: str = "
 
     def servers() -> tuple[Serve, ...]:
         context = serverContext(testCA().issue([NAME], key="rsa"), maximum=TLS12, ciphers=ciphers)
-        context.options &= ~ssl.OP_SINGLE_DH_USE
         with tempfile.NamedTemporaryFile("w") as file:
             file.write(_parameters())
             file.flush()
