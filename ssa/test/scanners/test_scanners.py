@@ -86,8 +86,6 @@ def _command(configuration: str) -> list[str]:
 class SSLyzeTests(SynchronousTestCase):
     """sslyze has Mozilla's recommendations (version 5.7) built in."""
 
-    timeout = 300
-
     def scan(self, port: int, root: Path, profile: str) -> str:
         """
         Scan a server.
@@ -129,8 +127,6 @@ class SSLyzeTests(SynchronousTestCase):
 
 class SSLScanTests(SynchronousTestCase):
     """sslscan looks at protocols, ciphers, groups, renegotiation, compression, heartbleed and certificates."""
-
-    timeout = 300
 
     def test_levels(self) -> None:
         """It finds no weakness of any level, and no group beyond those of the stricter ones."""
