@@ -10,6 +10,7 @@ TRIAL_ARGUMENTS ?=
 TESTS ?= ssa.test
 STAMP = $(VENV)/.installed
 DEV_STAMP = $(VENV)/.installed-dev
+SCANNERS = build/scanners
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # An editable install has the package ssa only; this tree on the path brings Twisted's plug-in too.
@@ -19,12 +20,15 @@ pathlib.Path(sysconfig.get_path("purelib"), "ssa-tree.pth").write_text(os.getcwd
 endef
 export WRITE_PATH
 
-.PHONY: help venv demo test test-noninterference test-vm test-vm-debug bench soak docs lint wheel-check clean
+.PHONY: help venv demo test test-vectors test-scanners test-noninterference test-vm test-vm-debug bench soak docs lint \
+  wheel-check clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    TLS by socket(2), shown with a throw-away CA"
 	@echo "make test    the whole test suite"
+	@echo "make test-vectors   every chain of ../shared/vectors (SSA_VECTORS), by a program under ssa run"
+	@echo "make test-scanners  sslyze (Mozilla's profiles) and sslscan against servers under ssa run"
 	@echo "make test-noninterference   CPython's own tests with and without ssa run"
 	@echo "make test-vm        the kernel module on Debian's kernels 6.1 and 6.12, in a virtual machine"
 	@echo "make test-vm-debug  the same on a kernel with KASAN, lockdep and kmemleak, which it builds"
@@ -61,6 +65,25 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(RUN)/trial --temp-directory=build/trial $(TRIAL_ARGUMENTS) $(TESTS)
+
+test-vectors: $(STAMP)
+	SSA_VECTORS_ALL=1 $(RUN)/trial --temp-directory=build/trial ssa.test.vectors
+
+# sslyze needs an older cryptography than the project has: it gets an environment of its own.
+$(SCANNERS)/bin/sslyze: | $(STAMP)
+	@mkdir -p build
+	@if $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then $(PYTHON) -m venv $(SCANNERS); \
+	elif $(PYTHON) -c 'import virtualenv' 2>/dev/null; then $(PYTHON) -m virtualenv --quiet $(SCANNERS); \
+	else virtualenv --quiet -p $(PYTHON) $(SCANNERS); fi
+	$(SCANNERS)/bin/python -m pip --disable-pip-version-check --quiet install 'sslyze >= 6.3'
+
+test-scanners: $(STAMP) $(SCANNERS)/bin/sslyze
+	@if ! command -v sslscan >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get -q -y install --no-install-recommends sslscan </dev/null || { apt-get -q update && \
+	  apt-get -q -y install --no-install-recommends sslscan </dev/null; }; fi
+	@command -v sslscan >/dev/null || { echo "sslscan is missing: apt-get install sslscan." >&2; exit 1; }
+	$(RUN)/trial --temp-directory=build/trial $(TRIAL_ARGUMENTS) ssa.test.scanners
 
 test-noninterference: $(STAMP)
 	$(RUN)/python -m ssa.test.noninterference --parallel $(MODULES)

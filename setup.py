@@ -75,6 +75,8 @@ setup(
         "ssa.protocol",
         "ssa.test",
         "ssa.test.conformance",
+        "ssa.test.scanners",
+        "ssa.test.vectors",
         "ssa.test.vm",
         "ssa.test.vm.guest",
         "ssa.test.vm.guest.ktls",
