@@ -124,7 +124,7 @@ class SocketOptions:
         self.space = space
         self.find = find
         self.context: int = 0
-        self.shared: dict[str, object] = {}
+        self.shared: dict[tuple[object, ...], object] = {}
         self.remoteName: str = ""
         self.remoteIdentity: Identity | None = None
         self.hostnames: tuple[str, ...] = ()
@@ -203,7 +203,7 @@ class SocketOptions:
     def _set(self, number: int, value: bytes, phase: Phase, profile: Profile, file: str) -> None:
         rule = TABLE.get(number)
         if rule is None:
-            raise _unknown(number)
+            raise Cause.UNKNOWN_OPTION.error(f"number {number}")
         name = rule.option.name
         if rule.settable is When.NEVER or rule.store is None:
             raise Cause.ONLY_GET.error(name)
@@ -238,7 +238,7 @@ class SocketOptions:
         """
         rule = TABLE.get(number)
         if rule is None:
-            raise _unknown(number)
+            raise Cause.UNKNOWN_OPTION.error(f"number {number}")
         name = rule.option.name
         if rule.option is Option.TLS_PRIVATE_KEY:
             raise Cause.SECRET.error(name)
@@ -299,11 +299,3 @@ class SocketOptions:
     def staples(self, profile: Profile) -> bool:
         """Say whether a server staples OCSP answers: if the program or the policy wants it."""
         return profile.serverStapling or bool(self.serverStapling)
-
-
-def _unknown(number: int) -> SSAError:
-    try:
-        name = Option(number).name
-    except ValueError:
-        return Cause.UNKNOWN_OPTION.error(f"number {number}")
-    return Cause.UNKNOWN_OPTION.error(f"{name} is not supported by this version")

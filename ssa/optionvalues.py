@@ -110,7 +110,11 @@ def setRemoteHostname(options: SocketOptions, value: bytes, profile: Profile) ->
 def setHostname(options: SocketOptions, value: bytes, profile: Profile) -> None:
     """Add a name.  C{*.} in front stands for one label, as in certificates (RFC 9525 section 6.3)."""
     text = _string(value)
-    name = f"*.{parseName(text[2:])}" if text.startswith("*.") else parseName(text)
+    name = parseName(text[2:] if text.startswith("*.") else text)
+    if text.startswith("*."):
+        if "." not in name:
+            raise ValueError(f"{text!r} stands for all names of a top-level domain")
+        name = f"*.{name}"
     if name in options.hostnames:
         return
     if len(options.hostnames) >= MOST_NAMES:

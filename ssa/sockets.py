@@ -64,6 +64,7 @@ class Services:
     @ivar factories: builds the TLS of a socket.
     @ivar throttle: bounds the log lines on failed calls.
     @ivar lastID: the last TLS_ID given out.
+    @ivar options: the options of every socket that has not been closed, by TLS_ID: for TLS_CONTEXT.
     """
 
     reactor: IReactorFDSet
@@ -74,6 +75,7 @@ class Services:
     factories: MakesFactories
     throttle: Throttle = field(init=False)
     lastID: int = 0
+    options: dict[int, SocketOptions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.throttle = Throttle(self.clock, burst=100, interval=0.5)
@@ -161,7 +163,11 @@ class TLSSocket:
         self._gone = gone
         self._mayAccept = mayAccept
         self._life = life if life is not None else newLife()
-        self.options = options if options is not None else SocketOptions(services.nextID())
+        if options is None:
+            options = SocketOptions(services.nextID(), self.handedOverBy, caller.executable, services.options.get)
+        self.options = options
+        services.options[options.id] = options
+        self._inForce: Profile | None = None
         self._pending: Deferred[None] | None = None
         self._giveUpWith: SSAError | None = None
         self._connecting: Connecting | None = None
@@ -247,7 +253,8 @@ class TLSSocket:
         @raise SSAError: see the socket API.
         """
         if level == IPPROTO_TLS:
-            return self.options.get(name, _PHASES[self.stage], self._info())
+            profile = self._inForce if self._inForce is not None else self._profile(None, 0)
+            return self.options.get(name, _PHASES[self.stage], self._info(), profile)
         real = self._realSocket()
         if real is None:
             raise Cause.NOT_CONNECTED.error(f"option {name} at level {level}")
@@ -346,6 +353,7 @@ class TLSSocket:
             error = Cause.INTERNAL.error(what)
         if self.stage.isPending:
             self._life.fail()
+        self._inForce = None
         self.options.failed(error)
         suppressed = self._services.throttle.allow()
         if suppressed is not None:
@@ -360,7 +368,7 @@ class TLSSocket:
         return error
 
     async def _connect(self, remote: Address) -> None:
-        profile = self._profile(remote.host, remote.port)
+        profile = self._inForce = self._profile(remote.host, remote.port)
         factory = self._services.factories.client(profile, self.options, self._identity(remote))
         connecting = self._newConnecting(profile, factory)
         if isinstance(remote, HostnameAddress):
@@ -373,10 +381,10 @@ class TLSSocket:
 
     async def _upgrade(self, role: Role, remote: InternetAddress) -> None:
         if role is Role.CLIENT:
-            profile = self._profile(remote.host, remote.port)
+            profile = self._inForce = self._profile(remote.host, remote.port)
             factory = self._services.factories.client(profile, self.options, self._identity(remote))
         else:
-            profile = self._profile(None, 0)
+            profile = self._inForce = self._profile(None, 0)
             factory = self._services.factories.server(profile, self.options)
         await self._establish(await self._newConnecting(profile, factory).toAddress(remote))
 
@@ -448,7 +456,7 @@ class TLSSocket:
 
     async def _listen(self, external: InternetAddress) -> None:
         services = self._services
-        profile = self._profile(None, external.port)
+        profile = self._inForce = self._profile(None, external.port)
         factory = services.factories.server(profile, self.options)
         fetched = await keepUntilTaken(self._interceptor.fetch(self.id), _descriptorOfFetched)
         sock = adoptRealSocket(fetched.fd)
@@ -512,6 +520,7 @@ class TLSSocket:
             newLife(Stage.CONNECTED),
             self.options.inherit(self._services.nextID()),
         )
+        new._inForce = self._inForce
         new._startRelay(secured, plaintext)
         self._adopt(newID, new)
 
@@ -562,6 +571,7 @@ class TLSSocket:
             self._pending.cancel()
         self._stopListening()
         self._life.close()
+        self._services.options.pop(self.options.id, None)
         self.options = SocketOptions(self.options.id)
 
     def _stopListening(self) -> None:

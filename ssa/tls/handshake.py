@@ -228,9 +228,13 @@ class Handshake:
     # the end
 
     def _succeed(self) -> None:
-        if self._check.identity is not None and not self._check.proved:
-            # Cannot happen with the contexts of this package; nothing is more important than that it does not.
-            self._fail(Cause.UNTRUSTED.error("the handshake ended without a check of the peer"))
+        try:
+            self._check.conclude(self.connection)
+        except SSAError as error:
+            self._fail(error)
+            return
+        except Exception as error:  # as in the checks themselves: whatever it is, the peer is refused
+            self._fail(Cause.MALFORMED.error(f"the peer's certificate cannot be read ({type(error).__name__}: {error})"))
             return
         done = self._end()
         if done is not None:
@@ -240,6 +244,8 @@ class Handshake:
         done = self._end()
         if done is None:
             return
+        if self._check.resumption is not None:
+            self._check.resumption.refused()
         _closeAfterAlert(self._socket)
         done.errback(error)
 
