@@ -113,7 +113,7 @@ class PeerCheck:
             if self.resumed:
                 self._resumeClient(connection)
             elif self.proved and self.clientChains is not None:
-                self.clientChains.keep(connection.get_peer_cert_chain(as_cryptography=True) or ())
+                self.clientChains.keep(_chainSent(connection))
         if self.required and not self.proved:
             raise self.refusal or Cause.UNTRUSTED.error("the handshake ended without a check of the peer")
 
@@ -183,6 +183,18 @@ def peerCheckOf(connection: SSL.Connection) -> PeerCheck:
     return check
 
 
+def _chainSent(connection: SSL.Connection) -> tuple[x509.Certificate, ...]:
+    """List the certificates that the peer has sent, its own first; empty if it sent none."""
+    own = connection.get_peer_certificate(as_cryptography=True)
+    if own is None:
+        return ()
+    chain = connection.get_peer_cert_chain(as_cryptography=True) or []
+    # OpenSSL leaves the peer's own certificate out of the chain on a server: SSL_get_peer_cert_chain(3).
+    if not chain or chain[0].public_bytes(Encoding.DER) != own.public_bytes(Encoding.DER):
+        chain = [own, *chain]
+    return tuple(chain)
+
+
 def verifyPeer(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, good: int) -> bool:
     """Pass a step of the path validation on to the connection's own L{PeerCheck}."""
     try:
@@ -240,17 +252,13 @@ class ConnectionInfo:
 
     def peerChainPEM(self) -> bytes:
         """See L{IConnectionInfo.peerChainPEM}."""
-        own = self._connection.get_peer_certificate(as_cryptography=True)
-        if own is None:
+        chain = _chainSent(self._connection)
+        if not chain:
             raise Cause.NO_DATA.error("the peer sent no certificate")
-        chain = self._connection.get_peer_cert_chain(as_cryptography=True) or []
-        # OpenSSL leaves the peer's own certificate out of the chain on a server: SSL_get_peer_cert_chain(3).
-        if not chain or chain[0].public_bytes(Encoding.DER) != own.public_bytes(Encoding.DER):
-            chain = [own, *chain]
         check = self._connection.get_app_data()
         if len(chain) == 1 and isinstance(check, PeerCheck) and check.resumed and self.accepted:
             # A ticket holds the client's own certificate only.
-            chain = list(check.chainOf(own))
+            chain = check.chainOf(chain[0])
         return chainPEM(chain)
 
     def resumed(self) -> bool:
