@@ -46,6 +46,12 @@ _SECURITY_LEVEL = 2
 _MODE_ENABLE_PARTIAL_WRITE = 0x1
 """SSL_MODE_ENABLE_PARTIAL_WRITE of openssl/ssl.h, which pyOpenSSL sets and does not name."""
 
+_MODE_NO_AUTO_CHAIN = 0x8
+"""
+SSL_MODE_NO_AUTO_CHAIN of openssl/ssl.h, which pyOpenSSL does not name.  Without it a chain of one certificate is completed
+from the certificates that are trusted for the peer, up to the root.
+"""
+
 _LARGEST_ADMINISTRATOR_FILE = 1024 * 1024
 
 KEY_LIFETIME = 3600.0
@@ -111,7 +117,7 @@ def _context(method: int, profile: Profile) -> SSL.Context:
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
     # One call of send makes all the records of its buffer, and a retry has the same content at any address: pyOpenSSL
     # sets SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER.
-    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS | _MODE_NO_AUTO_CHAIN)
     context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
     return context
 

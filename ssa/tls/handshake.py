@@ -34,6 +34,12 @@ _NO_LINGER = bytes(8)
 # handshake_failure; others are seen.  Before the server's own certificate the first has another meaning.
 _CERTIFICATE_ALERTS = frozenset({"handshake failure", "bad certificate", "certificate unknown", "no certificate"})
 
+_REFUSALS = frozenset({
+    "bad certificate", "unsupported certificate", "certificate revoked", "certificate expired", "certificate unknown",
+    "unknown ca", "access denied",
+})  # fmt: skip
+"""The alerts by which a peer refuses a certificate, RFC 8446 section 6.2."""
+
 
 @implementer(IReadWriteDescriptor)
 class Handshake:
@@ -205,6 +211,9 @@ class Handshake:
         cause, detail = causeOfOpenSSL(queue)
         if cause is Cause.CLOSED_IN_HANDSHAKE:
             return self._closedEarly("it was closed without an alert")
+        if self._check.proved and self._check.hasCredential and alertOf(queue) in _REFUSALS:
+            # It has shown its own certificate, and so has seen ours.
+            detail = f"it refuses our certificate, {detail}"
         return cause.error(f"{self._where}: {detail}")
 
     def _mayLackCertificate(self) -> bool:
@@ -324,4 +333,7 @@ def describeConnectionError(error: SSL.Error) -> SSAError:
         return Cause.VIOLATED.error(detail)
     if cause is Cause.NO_CLIENT_CERTIFICATE:
         return Cause.BROKEN.error(f"{cause.text} ({detail})")
+    if alertOf(queue) in _REFUSALS:
+        # A server of TLS 1.3 looks at the client's certificate when the client's handshake has ended.
+        return Cause.BROKEN.error(f"it refuses our certificate, {detail}")
     return Cause.BROKEN.error(detail)
