@@ -60,8 +60,8 @@ class Context(SessionCase):
         gone = self.tlsSocket()
         identity = value(gone, Option.TLS_ID)
         gone.close()
-        sock = self.clientSocket()
-        self.eventually(lambda: rawSet(sock, Option.TLS_CONTEXT, identity) == errno.EINVAL, "the end of the socket")
+        scratch, sock = self.tlsSocket(), self.clientSocket()
+        self.eventually(lambda: rawSet(scratch, Option.TLS_CONTEXT, identity) == errno.EINVAL, "the end of the socket")
         for wrong in (0, 1 << 63, (1 << 64) - 1):
             self.sets(errno.EINVAL, sock, Option.TLS_CONTEXT, struct.pack("=Q", wrong))
             self.assertIn("TLS_CONTEXT", self.tlsError(sock))
