@@ -44,6 +44,13 @@ class TLSFactories:
         self._sessions = SessionCache(clock.seconds)
         self._contexts = ContextCache(self._sessions.forgetTrust)
 
+    def policyChanged(self) -> None:
+        """
+        Forget the sessions of all clients.  Most of what a new policy changes is in their keys; what files say that it names,
+        as pins or logs, is not.
+        """
+        self._sessions.forgetAll()
+
     def client(self, profile: Profile, options: SocketOptions, identity: Identity) -> TLSFactory:
         """
         See L{ssa.factories.MakesFactories}.

@@ -77,13 +77,14 @@ class Daemon(MultiService):
             userLimit=limits.maxRelayBuffersPerUser,
         )
         self._guard = StallGuard(reactor, self._stalled)
+        self._factories = TLSFactories(reactor, self._clock, self._relays)
         self.shared = Services(
             reactor,
             self._clock,
             policy,
             Resolver(reactor, self._clock, self._threads),
             Admission(self._clock, limits.maxHandshakes),
-            TLSFactories(reactor, self._clock, self._relays),
+            self._factories,
         )
         self.dispatcher = Dispatcher(self.shared)
         self._ports: list[SupervisedPort] = []
@@ -266,6 +267,7 @@ class Daemon(MultiService):
             self.log.error("the configuration has errors, the old one stays in force:\n{error}", error=str(error))
             return False
         self.shared.policy = policy
+        self._factories.policyChanged()
         limits = policy.default.limits
         self.shared.admission.maxTotal = limits.maxHandshakes
         self._relays.buffers.setLimits(limits.maxRelayBuffers, _reserveFor(limits), limits.maxRelayBuffersPerUser)

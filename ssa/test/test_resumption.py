@@ -262,6 +262,25 @@ class _Common:
         self.assertIsNot(server.default, before)
         self.assertFull(self.link(server=server))
 
+    def test_secondName(self: Any) -> None:
+        """A name with a certificate of its own: another context, the listener's same keys for tickets."""
+        for changes in ({}, {"sessionTickets": False}):
+            options = serving(
+                testCA().issue(["first.example"]),
+                testCA().issue([NAME]),
+                settings=((Option.TLS_HOSTNAME, NAME.encode()), (Option.TLS_HOSTNAME, b"first.example")),
+            )
+            policy = replace(self.policy, **changes)
+            server = ServerContexts(policy, options.credentials(), options, self.clock.seconds)
+            for name in (NAME, "first.example"):
+                self.assertFull(self.link(server=server, name=name))
+                again = self.link(server=server, name=name)
+                self.assertResumed(again)
+                self.assertEqual(ConnectionInfo(again.server, True).serverName(), name)
+                self.assertEqual(ConnectionInfo(again.client, False).peerIdentity(), f"CN={name}")
+            self.sessions = SessionCache(self.clock.seconds)
+            self.contexts = ContextCache(self.sessions.forgetTrust)
+
     def test_refusedSession(self: Any) -> None:
         """A session with which a handshake failed is not offered again."""
         self.link()
@@ -496,6 +515,10 @@ class CacheTests(SynchronousTestCase):
         self.assertEqual(len(self.cache), 3)
         self.cache.forgetTrust(("trust", 1))
         self.assertEqual(len(self.cache), 1)
+        self.put(1, 1)
+        self.cache.forgetAll()
+        self.assertEqual(len(self.cache), 0)
+        self.put(1, 0)
         self.cache.forgetTrust(("trust", 0))
         self.assertEqual(len(self.cache), 0)
         self.assertEqual(vars(self.cache)["_owners"], {})

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from types import TracebackType
 
 from cryptography import x509
@@ -227,7 +228,7 @@ def _storeFor(profile: Profile, options: SocketOptions) -> TrustStore:
 
 def _clientContext(profile: Profile, store: TrustStore, credentials: Sequence[Credential]) -> SSL.Context:
     context = _context(SSL.TLS_CLIENT_METHOD, profile)
-    _trust(context, store.certificates(), store.isCustom)
+    _trust(context, _asOpenSSL(store.certificates()), store.isCustom)
     context.set_verify_depth(profile.certVerificationDepth)
     # OpenSSL itself checks that the peer's certificate is for servers: SSL_CTX_set_purpose(3).
     context.set_verify(SSL.VERIFY_PEER, verifyPeer)
@@ -237,7 +238,11 @@ def _clientContext(profile: Profile, store: TrustStore, credentials: Sequence[Cr
     return context
 
 
-def _trust(context: SSL.Context, certificates: Sequence[x509.Certificate], isCustom: bool) -> None:
+def _asOpenSSL(certificates: Sequence[x509.Certificate]) -> list[crypto.X509]:
+    return [crypto.X509.from_cryptography(certificate) for certificate in certificates]
+
+
+def _trust(context: SSL.Context, certificates: Sequence[crypto.X509], isCustom: bool) -> None:
     """
     Say whom a context trusts.
 
@@ -247,7 +252,7 @@ def _trust(context: SSL.Context, certificates: Sequence[x509.Certificate], isCus
     if trusted is None:
         raise Cause.INTERNAL.error("a TLS context has no certificate store")
     for certificate in certificates:
-        trusted.add_cert(crypto.X509.from_cryptography(certificate))
+        trusted.add_cert(certificate)
     flags = crypto.X509StoreFlags.X509_STRICT
     if isCustom:
         # A program may trust an intermediate authority, or one peer's certificate, without its root.
@@ -308,11 +313,11 @@ class ServerContexts:
         self._clock = clock
         self._sessionContext = os.urandom(32)
         self._clientChains = ClientChains(self._sessionContext)
-        self._authorities: tuple[x509.Certificate, ...] = ()
+        self._authorities: list[crypto.X509] = []
         self._isCustom = False
         if self._authentication is not PeerAuthentication.NONE:
             store = _storeFor(profile, options)
-            self._authorities, self._isCustom = tuple(store.certificates()), store.isCustom
+            self._authorities, self._isCustom = _asOpenSSL(store.certificates()), store.isCustom
         self._make()
 
     def _make(self) -> None:
@@ -380,7 +385,7 @@ class ServerContexts:
         context.set_verify(mode, verifyPeer)
         if len(self._authorities) <= _MOST_NAMED:
             for authority in self._authorities:
-                context.add_client_ca(authority)
+                context.add_client_ca(authority.to_cryptography())
 
     def _setSessions(self, context: SSL.Context) -> None:
         context.set_session_id(self._sessionContext)
@@ -509,14 +514,24 @@ def _administratorCredentials(files: Sequence[tuple[str, str]]) -> tuple[Credent
     credentials: list[Credential] = []
     for chainPath, keyPath in files:
         try:
-            chains = parseChains(_readFile(chainPath))
-            keys = parsePrivateKeys(_readFile(keyPath))
-            credentials.extend(pairCredentials(chains, keys))
+            credentials.extend(_readCredentials(chainPath, keyPath, (_stamp(chainPath), _stamp(keyPath))))
         except OSError as error:
             raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"{error.filename}: {error.strerror}") from error
         except ValueError as error:
             raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"CertPath {chainPath}, KeyPath {keyPath}: {error}") from None
     return tuple(credentials)
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    """What changes when a file does."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=64)
+def _readCredentials(chainPath: str, keyPath: str, stamps: tuple[tuple[int, ...], ...]) -> tuple[Credential, ...]:
+    """Read a chain and its key, once while the files stay the same: a client needs them for every connection."""
+    return pairCredentials(parseChains(_readFile(chainPath)), parsePrivateKeys(_readFile(keyPath)))
 
 
 def _readFile(path: str) -> bytes:

@@ -203,6 +203,12 @@ class SessionCache:
             self._counts[key.owner] -= len(kept)
             self._remove(key)
 
+    def forgetAll(self) -> None:
+        """Drop everything."""
+        self._owners.clear()
+        self._byTrust.clear()
+        self._counts.clear()
+
     def forgetTrust(self, trust: tuple[object, ...]) -> None:
         """Drop all sessions of a context that is no longer kept: no other connection will have it."""
         for key in list(self._byTrust.get(trust, ())):
