@@ -6,16 +6,23 @@ Tests of what sockets share: the options of TLS_CONTEXT in the daemon's books, a
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.defer import inlineCallbacks
+from twisted.internet.threads import deferToThread
 
-from ssa.api import IPPROTO_TLS, Option
+from ssa.api import IPPROTO_TLS, InternetAddress, Option
 from ssa.options import SocketOptions
+from ssa.policy.profile import TLS_1_3, Policy
 from ssa.protocol.messages import CloseNotify, DataReturn, GetsockoptNotify
+from ssa.test.badservers import echo, running, serverContext
+from ssa.test.pki import testCA
+from ssa.test.test_daemon import DaemonCase, exchange
 from ssa.test.test_relay import RelayFixture, receiveAll
 from ssa.test.test_sockets import DispatcherCase
 
@@ -99,6 +106,41 @@ class ContextTests(DispatcherCase):
         self.newSocket()
         self.assertEqual(errno.EINVAL, self.set(Option.TLS_CONTEXT, struct.pack("=Q", 1 << 60)))
         self.assertIsInstance(self.around.services.options.get(1), SocketOptions)
+
+
+class ReloadTests(DaemonCase):
+    """What a new policy does to the sessions of clients."""
+
+    async def resumed(self, port: int) -> int:
+        """Connect, exchange a word, end; whether a session was resumed."""
+        program = await self.client()
+        self.assertEqual(0, await self.interceptor.connect(program, InternetAddress(socket.AF_INET, "127.0.0.1", port)))
+        assert program.plain is not None
+        self.assertEqual(b"ping", await deferToThread(exchange, program.plain, b"ping"))
+        told = await self.interceptor.get(program, Option.TLS_RESUMED_SESSION)
+        self.interceptor.close(program)
+        return int(struct.unpack("=i", told)[0])
+
+    async def test_reload(self) -> None:
+        """After a reload nothing is resumed that began before, be the policy another one or not."""
+        with running(echo(serverContext(testCA().issue()))) as server:
+            self.assertEqual([0, 1], [await self.resumed(server.port) for _ in range(2)])
+            for policy in (Policy(self.profile), Policy(replace(self.profile, minProtocol=TLS_1_3))):
+                self.daemon._loadPolicy = lambda policy=policy: policy
+                self.assertTrue(self.daemon.reload())
+                self.assertEqual([0, 1], [await self.resumed(server.port) for _ in range(2)])
+
+    async def test_badReload(self) -> None:
+        """A file with errors changes nothing."""
+
+        def load() -> Policy:
+            raise ValueError("a test")
+
+        with running(echo(serverContext(testCA().issue()))) as server:
+            self.assertEqual([0, 1], [await self.resumed(server.port) for _ in range(2)])
+            self.daemon._loadPolicy = load
+            self.assertFalse(self.daemon.reload())
+            self.assertEqual(1, await self.resumed(server.port))
 
 
 class CollectTests(RelayFixture):
