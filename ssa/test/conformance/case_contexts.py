@@ -6,6 +6,8 @@ TLS_CONTEXT: sockets with the options and the sessions of another one.
 from __future__ import annotations
 
 import errno
+import os
+import pwd
 import socket
 import struct
 from typing import Any
@@ -15,6 +17,7 @@ from ssa.test.conformance.case import Thread, number, text, value
 from ssa.test.conformance.case_options import named, rawSet
 from ssa.test.conformance.case_sessions import SessionCase
 from ssa.test.conformance.peers import NAME, Peer, clientContext, credential, echo, serverContext
+from ssa.test.conformance.runner import ORDINARY_USER
 
 
 class Context(SessionCase):
@@ -66,6 +69,41 @@ class Context(SessionCase):
             self.sets(errno.EINVAL, sock, Option.TLS_CONTEXT, struct.pack("=Q", wrong))
             self.assertIn("TLS_CONTEXT", self.tlsError(sock))
         self.assertEqual(text(sock, Option.TLS_REMOTE_HOSTNAME), NAME)
+
+    def test_otherUser(self) -> None:
+        """Another user's socket: EPERM, both ways; nothing is copied."""
+        if os.geteuid() != 0:
+            self.skipTest("only root can be another user")
+        try:
+            stranger = pwd.getpwnam(ORDINARY_USER).pw_uid
+            with open("/proc/self/uid_map", encoding="ascii") as file:
+                if not any(int(first) <= stranger < int(first) + int(many) for first, _, many in map(str.split, file)):
+                    self.skipTest("there is no other user in this user namespace")
+        except KeyError:
+            self.skipTest(f"there is no user {ORDINARY_USER}")
+        mine = self.clientSocket()
+        identity = value(mine, Option.TLS_ID)
+        reader, writer = os.pipe()
+        again, theirs = os.pipe()
+
+        def child() -> None:
+            os.setgroups([])
+            os.setuid(stranger)
+            sock = self.tlsSocket()
+            self.sets(errno.EPERM, sock, Option.TLS_CONTEXT, identity)
+            self.assertIn("another user's", self.tlsError(sock))
+            self.assertEqual(text(sock, Option.TLS_REMOTE_HOSTNAME), "")
+            os.write(writer, value(sock, Option.TLS_ID))
+            os.read(again, 1)
+
+        pid = self.child(child)
+        self.readable(reader)
+        self.sets(errno.EPERM, mine, Option.TLS_CONTEXT, os.read(reader, 8))
+        os.write(theirs, b"x")
+        self.reap(pid)
+        for descriptor in (reader, writer, again, theirs):
+            os.close(descriptor)
+        self.assertEqual(text(mine, Option.TLS_REMOTE_HOSTNAME), NAME)
 
     def test_itself(self) -> None:
         """A socket's own id changes nothing."""
