@@ -22,10 +22,11 @@ from ssa.policy.profile import Profile
 from ssa.realsocket import localAddress, remoteAddress
 from ssa.relay import Relay, RelayPool
 from ssa.tcpstate import close
-from ssa.tls.connection import ConnectionInfo
-from ssa.tls.contexts import clientConnection, serverConnection, serverContexts
+from ssa.tls.connection import ConnectionInfo, peerCheckOf
+from ssa.tls.contexts import ContextCache, clientConnection, serverConnection, serverContexts
 from ssa.tls.handshake import Handshake
 from ssa.tls.identity import Identity
+from ssa.tls.sessions import SessionCache
 
 
 class TLSFactories:
@@ -40,17 +41,29 @@ class TLSFactories:
         self._reactor = reactor
         self._clock = clock
         self._relays = relays
+        self._sessions = SessionCache(clock.seconds)
+        self._contexts = ContextCache(self._sessions.forgetTrust)
+
+    def policyChanged(self) -> None:
+        """
+        Forget the sessions of all clients.  Most of what a new policy changes is in their keys; what files say that it names,
+        as pins or logs, is not.
+        """
+        self._sessions.forgetAll()
 
     def client(self, profile: Profile, options: SocketOptions, identity: Identity) -> TLSFactory:
         """
         See L{ssa.factories.MakesFactories}.
 
-        @raise SSAError: ENOKEY, key and chain do not go together.
+        @raise SSAError: ENOKEY, key and chain do not go together; EPERM, the options leave nothing of the policy.
         """
         options.credentials()
+        options.narrowed(profile)
 
         def connect(sock: socket.socket) -> SSL.Connection:
-            return clientConnection(profile, options, sock, identity)
+            return clientConnection(
+                profile, options, sock, identity, self._contexts, self._sessions, remoteAddress(sock)
+            )
 
         return _Factory(self._reactor, self._clock, self._relays, profile, connect, False)
 
@@ -141,6 +154,10 @@ class _Secured:
     def relay(self, plaintext: IPlaintextEnd, ended: Callable[[SSAError | None], None], user: int) -> RunningRelay:
         """See L{Secured}."""
         reasons: list[str] = []
+        check = peerCheckOf(self._connection)
+        resumption = check.resumption
+        if resumption is not None:
+            resumption.established(self._connection, check.offered if check.resumed else None)
         relay = Relay(
             self._clock,
             self._connection,
@@ -150,6 +167,7 @@ class _Secured:
             self._truncation,
             reasons.append,
             user=user,
+            collect=resumption.collect if resumption is not None else None,
         )
 
         def finished(_: object) -> None:

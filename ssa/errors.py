@@ -115,6 +115,7 @@ class Cause(Enum):
     TOO_MANY = (errno.EMSGSIZE, "too many values")
     TOO_LATE = (errno.EISCONN, "this option is set before connect or listen")
     NOT_CONNECTED = (errno.ENOTCONN, "this option is read on a connected socket")
+    NOT_YOURS = (errno.EPERM, "the socket is another user's")
     NO_DATA = (errno.ENODATA, "there is nothing to read")
 
     # limits

@@ -1,52 +1,34 @@
 # SPDX-License-Identifier: MIT
 """
-The TLS options: the table of the socket API as data, and the options of one socket.
+The TLS options of one socket.
 
-L{TABLE} says of each option who may set or get it and when; L{SocketOptions} applies the rules that are common to all
-and holds the values.  What concerns the caller's buffer (ERANGE, C{*optlen}) and the opening of files is the
+L{ssa.optiontable.TABLE} says of each option who may set or get it and when; L{SocketOptions} applies the rules that are
+common to all and holds the values.  What concerns the caller's buffer (ERANGE, C{*optlen}) and the opening of files is the
 interceptor's.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from cryptography import x509
 from zope.interface import Attribute, Interface
 
-from ssa.api import MAXIMUM_NAME, MAXIMUM_OPTION_SIZE, UPGRADE_FORMAT, Option, Role
+from ssa.api import MAXIMUM_OPTION_SIZE, Option, PeerAuthentication
 from ssa.errors import Cause, SSAError
+from ssa.narrowing import leastAuthentication, narrowedBy
+from ssa.optiontable import TABLE, When
+from ssa.optionvalues import MOST_CREDENTIALS, MOST_NAMES
 from ssa.policy.profile import Profile
-from ssa.tls.certificates import (
-    Credential,
-    PrivateKey,
-    chainPEM,
-    pairCredentials,
-    parseCertificates,
-    parseChains,
-    parsePrivateKeys,
-    publicKeyOf,
-    subjectNames,
-)
-from ssa.tls.identity import Identity, parseIdentity, parseName
+from ssa.tls.certificates import Credential, PrivateKey, pairCredentials
+from ssa.tls.identity import Identity
 
 __all__ = ["LARGEST_FILE", "MOST_CREDENTIALS", "MOST_NAMES", "TABLE", "IConnectionInfo", "Phase", "SocketOptions"]
 
 LARGEST_FILE = 1024 * 1024
 """The most bytes of a file, or of a directory's files together, that an option names."""
-
-MOST_CREDENTIALS = 16
-"""The most certificate chains, and the most private keys, of one socket."""
-
-MOST_NAMES = 256
-"""The most names that TLS_HOSTNAME gives to one listener."""
-
-MOST_PROTOCOLS = 64
-"""The most application protocols that TLS_ALPN lists."""
 
 
 class Phase(Enum):
@@ -94,36 +76,8 @@ class IConnectionInfo(Interface):
     def dataPath() -> str:
         """Get C{"relay"} or C{"ktls"}."""
 
-
-class _When(Enum):
-    """In which phases an option may be set or got."""
-
-    NEVER = auto()
-    NEW = auto()
-    CONNECTED = auto()
-    ANY = auto()
-
-
-@dataclass(frozen=True)
-class OptionRule:
-    """
-    One row of the table of options.
-
-    @ivar option: its number.
-    @ivar settable: when it may be set.
-    @ivar gettable: when it may be got.
-    @ivar store: takes a value that has passed the common rules into the socket; raises C{ValueError} for a value that
-        is wrong, or L{SSAError} for another reason.
-    @ivar fetch: gives the value as the program gets it.
-    @ivar fromFile: whether the value may be what a file holds.
-    """
-
-    option: Option
-    settable: _When
-    gettable: _When
-    store: Callable[[SocketOptions, bytes], None] | None = None
-    fetch: Callable[[SocketOptions, IConnectionInfo | None], bytes] | None = None
-    fromFile: bool = False
+    def resumed() -> bool:
+        """Say whether the handshake resumed a session."""
 
 
 class SocketOptions:
@@ -136,23 +90,59 @@ class SocketOptions:
     @ivar chains: the certificate chains, in the order in which they were set.
     @ivar keys: the private keys.
     @ivar protocols: the application protocols, in order of preference.
+    @ivar sessionTTL: TLS_SESSION_TTL; C{None} if it was not set, as all that follow.
+    @ivar sessionReuse: TLS_SESSION_REUSE.
+    @ivar trustedCiphers: TLS_TRUSTED_CIPHERS, IANA names.
+    @ivar disabledCiphers: what TLS_DISABLE_CIPHER has named.
+    @ivar versionMin: TLS_VERSION_MIN; 0 if it was not set.
+    @ivar versionMax: TLS_VERSION_MAX; 0 if it was not set.
+    @ivar peerAuthentication: TLS_REQUEST_PEER_AUTH.
+    @ivar revocationChecks: TLS_REVOCATION_CHECKS.
+    @ivar revocationDropped: the sources that the program does not let count; see L{revocationRules}.
+    @ivar serverStapling: TLS_SERVER_OCSP_STAPLING.
+    @ivar context: TLS_CONTEXT; 0 if it was not set.
+    @ivar owner: the user whose socket it is, as far as that is known for sure; sockets of one owner may share sessions.
+    @ivar space: what sockets have in common that share their sessions: the program, and what TLS_CONTEXT copies.
+    @ivar shared: holds what the servers of one L{context} have in common.
+    @ivar find: finds the options of the socket with a TLS_ID.
     @ivar error: the line of TLS_ERROR.  Whoever makes a call succeed or fail on the socket sets it: see L{failed} and
         L{succeeded}.
     """
 
-    def __init__(self, id: int) -> None:
+    def __init__(
+        self,
+        id: int,
+        owner: int = -1,
+        space: object = None,
+        find: Callable[[int], SocketOptions | None] = lambda _: None,
+    ) -> None:
         """
         @param id: the value of TLS_ID, unique while the daemon lives.
         """
-        self.id = id
-        self.remoteName = ""
+        self.id: int = id
+        self.owner = owner
+        self.space = space
+        self.find = find
+        self.context: int = 0
+        self.shared: dict[tuple[object, ...], object] = {}
+        self.remoteName: str = ""
         self.remoteIdentity: Identity | None = None
         self.hostnames: tuple[str, ...] = ()
         self.trusted = b""
         self.chains: tuple[tuple[x509.Certificate, ...], ...] = ()
         self.keys: tuple[PrivateKey, ...] = ()
         self.protocols: tuple[bytes, ...] = ()
-        self.error = ""
+        self.sessionTTL: int | None = None
+        self.sessionReuse: bool | None = None
+        self.trustedCiphers: tuple[str, ...] | None = None
+        self.disabledCiphers: frozenset[str] = frozenset()
+        self.versionMin = 0
+        self.versionMax = 0
+        self.peerAuthentication: PeerAuthentication | None = None
+        self.revocationChecks: bool | None = None
+        self.revocationDropped: frozenset[str] = frozenset()
+        self.serverStapling: bool | None = None
+        self.error: str = ""
 
     def __repr__(self) -> str:
         return f"<SocketOptions of socket {self.id}>"
@@ -163,10 +153,22 @@ class SocketOptions:
 
         @param id: the new socket's.
         """
-        new = copy(self)  # every value is immutable
+        new = copy(self)  # every value is immutable, but what is shared
         new.id = id
         new.error = ""
+        new.context = self.context or self.id
         return new
+
+    def adopt(self, other: SocketOptions) -> None:
+        """
+        TLS_CONTEXT: take over all options of another socket, and share its sessions.
+
+        @param other: of the same L{owner}.
+        """
+        own = self.id, self.owner, self.find, self.error
+        self.__dict__.update(other.__dict__)
+        self.id, self.owner, self.find, self.error = own
+        self.context = other.id
 
     def failed(self, error: SSAError) -> SSAError:
         """
@@ -201,11 +203,11 @@ class SocketOptions:
     def _set(self, number: int, value: bytes, phase: Phase, profile: Profile, file: str) -> None:
         rule = TABLE.get(number)
         if rule is None:
-            raise _unknown(number)
+            raise Cause.UNKNOWN_OPTION.error(f"number {number}")
         name = rule.option.name
-        if rule.settable is _When.NEVER or rule.store is None:
+        if rule.settable is When.NEVER or rule.store is None:
             raise Cause.ONLY_GET.error(name)
-        if rule.settable is _When.NEW and phase is not Phase.NEW:
+        if rule.settable is When.NEW and phase is not Phase.NEW:
             raise Cause.TOO_LATE.error(name)
         if rule.option is Option.TLS_TRUSTED_PEER_CERTIFICATES and not profile.appCustomValidation:
             raise Cause.POLICY.error(f"{name} is set, and AppCustomValidation is off")
@@ -215,33 +217,36 @@ class SocketOptions:
         if len(value) > most:
             raise Cause.TOO_LONG.error(f"{name} has {len(value)} bytes, at most {most} are allowed")
         try:
-            rule.store(self, value)
+            rule.store(self, value, profile)
         except ValueError as error:
             source = f" from {file}" if file else ""
             raise Cause.BAD_VALUE.error(f"{name}{source}: {error}") from None
 
-    def get(self, number: int, phase: Phase, connection: IConnectionInfo | None) -> bytes:
+    def get(
+        self, number: int, phase: Phase, connection: IConnectionInfo | None, profile: Profile | None = None
+    ) -> bytes:
         """
         Get an option.
 
         @param number: the option, as the program gave it.
         @param phase: how far the socket is.
         @param connection: the connection; C{None} exactly if there is none yet.
+        @param profile: the policy in force; C{None} for that of a machine without configuration.
         @return: the whole value; strings come with their final NUL.
         @raise SSAError: ENOPROTOOPT, EACCES, ENOTCONN or ENODATA.  A failed get does not change TLS_ERROR, which tells
             of the last call that did something.
         """
         rule = TABLE.get(number)
         if rule is None:
-            raise _unknown(number)
+            raise Cause.UNKNOWN_OPTION.error(f"number {number}")
         name = rule.option.name
         if rule.option is Option.TLS_PRIVATE_KEY:
             raise Cause.SECRET.error(name)
-        if rule.gettable is _When.NEVER or rule.fetch is None:
+        if rule.gettable is When.NEVER or rule.fetch is None:
             raise Cause.ONLY_SET.error(name)
-        if rule.gettable is _When.CONNECTED and (phase is not Phase.CONNECTED or connection is None):
+        if rule.gettable is When.CONNECTED and (phase is not Phase.CONNECTED or connection is None):
             raise Cause.NOT_CONNECTED.error(name)
-        return rule.fetch(self, connection)
+        return rule.fetch(self, connection, profile if profile is not None else Profile())
 
     def credentials(self) -> tuple[Credential, ...]:
         """
@@ -255,216 +260,42 @@ class SocketOptions:
         except ValueError as error:
             raise Cause.KEY_MISMATCH.error(str(error)) from None
 
+    # what is in force
 
-def _unknown(number: int) -> SSAError:
-    try:
-        name = Option(number).name
-    except ValueError:
-        return Cause.UNKNOWN_OPTION.error(f"number {number}")
-    return Cause.UNKNOWN_OPTION.error(f"{name} is not supported by this version")
+    def narrowed(self, profile: Profile) -> Profile:
+        """
+        Apply what the program says about versions and ciphers to a policy.
 
+        @raise SSAError: EPERM, nothing is left.
+        """
+        return narrowedBy(profile, self.versionMin, self.versionMax, self.trustedCiphers, self.disabledCiphers)
 
-def _string(value: bytes) -> str:
-    """Read a string that may have its final NUL.  @raise ValueError: for NULs inside, or text that is not ASCII."""
-    if value.endswith(b"\0"):
-        value = value[:-1]
-    if b"\0" in value:
-        raise ValueError("there is a NUL inside of the string")
-    try:
-        return value.decode("ascii")
-    except UnicodeDecodeError:
-        raise ValueError("it is not ASCII: an internationalized name is given as A-label (xn--…)") from None
+    def sessionSeconds(self, profile: Profile) -> int:
+        """Say for how many seconds sessions may be resumed; 0: not at all."""
+        if not profile.sessionResumption or self.sessionReuse is False:
+            return 0
+        return profile.sessionTimeout if self.sessionTTL is None else min(profile.sessionTimeout, self.sessionTTL)
 
+    def clientAuthentication(self, profile: Profile) -> PeerAuthentication:
+        """Say what a server asks of its clients: the more of what the program and the policy want."""
+        least = leastAuthentication(profile)
+        return least if self.peerAuthentication is None else max(least, self.peerAuthentication)
 
-def _withNUL(text: str | bytes) -> bytes:
-    return (text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text) + b"\0"
+    def revocationRules(self, profile: Profile) -> tuple[bool, frozenset[str]]:
+        """
+        Say what counts about revocation.
 
+        A program can ask for definite answers where the policy does not, never the other way round.  It can leave out
+        sources only where a definite answer is required: then every peer that is accepted has an answer of a source
+        that the policy counts, and one that is left out can only cost a connection.  Without that requirement a source
+        that is left out would hide a revocation, so all of the policy's count.
 
-def _integer(value: int) -> bytes:
-    return struct.pack("=i", value)
+        @return: whether a definite answer must exist; the sources that count, some of
+            L{ssa.narrowing.REVOCATION_SOURCES}.
+        """
+        required = profile.revocationChecks or bool(self.revocationChecks)
+        return required, profile.revocationSources - (self.revocationDropped if required else frozenset())
 
-
-def _setRemoteHostname(options: SocketOptions, value: bytes) -> None:
-    text = _string(value)
-    if len(text) > MAXIMUM_NAME:
-        raise ValueError(f"the name has {len(text)} bytes, at most {MAXIMUM_NAME} are allowed")
-    options.remoteIdentity = parseIdentity(text)
-    options.remoteName = text
-
-
-def _setHostname(options: SocketOptions, value: bytes) -> None:
-    name = parseName(_string(value))
-    if name in options.hostnames:
-        return
-    if len(options.hostnames) >= MOST_NAMES:
-        raise Cause.TOO_MANY.error(f"TLS_HOSTNAME was set {MOST_NAMES} times")
-    options.hostnames += (name,)
-
-
-def _getHostname(options: SocketOptions, connection: IConnectionInfo | None) -> bytes:
-    if connection is not None and connection.accepted:
-        return _withNUL(connection.serverName())
-    return _withNUL(",".join(options.hostnames))
-
-
-def _withoutNUL(pem: bytes) -> bytes:
-    """PEM may come as a C string, with its final NUL."""
-    return pem[:-1] if pem.endswith(b"\0") else pem
-
-
-def _setTrusted(options: SocketOptions, value: bytes) -> None:
-    options.trusted = chainPEM(parseCertificates(_withoutNUL(value)))
-
-
-def _setChain(options: SocketOptions, value: bytes) -> None:
-    """Add chains.  One for the same names with a key of the same type takes the place of the one before."""
-    chains = list(options.chains)
-    keys = options.keys
-    for chain in parseChains(_withoutNUL(value)):
-        slot = _slot(chain[0])
-        same = [index for index, other in enumerate(chains) if _slot(other[0]) == slot]
-        if same:
-            before = publicKeyOf(chains[same[0]][0])
-            chains[same[0]] = chain
-            if before != publicKeyOf(chain[0]):
-                keys = tuple(key for key in keys if publicKeyOf(key) != before)
-        else:
-            chains.append(chain)
-    if len(chains) > MOST_CREDENTIALS:
-        raise Cause.TOO_MANY.error(f"at most {MOST_CREDENTIALS} certificate chains are allowed on a socket")
-    options.chains = tuple(chains)
-    options.keys = keys
-
-
-def _slot(certificate: x509.Certificate) -> tuple[str, tuple[str, ...], bytes]:
-    """What makes two certificates alternatives of each other: the names and the kind of key."""
-    names = tuple(sorted(subjectNames(certificate)))
-    subject = b"" if names else certificate.subject.public_bytes()
-    return type(certificate.public_key()).__name__, names, subject
-
-
-def _setKey(options: SocketOptions, value: bytes) -> None:
-    keys = {publicKeyOf(key): key for key in options.keys}
-    for key in parsePrivateKeys(_withoutNUL(value)):
-        keys[publicKeyOf(key)] = key
-    if len(keys) > MOST_CREDENTIALS:
-        raise Cause.TOO_MANY.error(f"at most {MOST_CREDENTIALS} private keys are allowed on a socket")
-    options.keys = tuple(keys.values())
-
-
-def _setProtocols(options: SocketOptions, value: bytes) -> None:
-    """Set the list; an empty one offers none.  RFC 7301 section 3.1: a protocol's name has 1 to 255 bytes."""
-    text = _string(value)
-    names = tuple(name.strip().encode("ascii") for name in text.split(",")) if text else ()
-    for name in names:
-        if not 0 < len(name) <= 255:
-            raise ValueError(f"a protocol name has {len(name)} bytes, 1 to 255 are allowed")
-        if not all(0x20 < byte < 0x7F for byte in name):
-            raise ValueError(f"the protocol name {name!r} has bytes that are not visible")
-    if len(set(names)) != len(names):
-        raise ValueError("a protocol is listed twice")
-    if len(names) > MOST_PROTOCOLS:
-        raise ValueError(f"{len(names)} protocols are listed, at most {MOST_PROTOCOLS} are allowed")
-    options.protocols = names
-
-
-def _getProtocols(options: SocketOptions, connection: IConnectionInfo | None) -> bytes:
-    if connection is not None:
-        return _withNUL(connection.applicationProtocol())
-    return _withNUL(b",".join(options.protocols))
-
-
-def _setUpgrade(options: SocketOptions, value: bytes) -> None:
-    """The interceptor carries TLS_UPGRADE out; what arrives here is one that it could not make sense of."""
-    if len(value) != struct.calcsize(UPGRADE_FORMAT):
-        raise ValueError(f"it has {len(value)} bytes, struct tls_upgrade has {struct.calcsize(UPGRADE_FORMAT)}")
-    descriptor, role = struct.unpack(UPGRADE_FORMAT, value)
-    if role not in (Role.CLIENT, Role.SERVER):
-        raise ValueError(f"the role is {role}, and must be 0 (client) or 1 (server)")
-    raise ValueError(f"descriptor {descriptor} is no connected TCP socket of the caller")
-
-
-def _connectionGet(get: Callable[[IConnectionInfo], bytes]) -> Callable[[SocketOptions, IConnectionInfo | None], bytes]:
-    """Make the C{fetch} of an option that needs a connection."""
-
-    def fetch(options: SocketOptions, connection: IConnectionInfo | None) -> bytes:
-        if connection is None:
-            raise Cause.NOT_CONNECTED.error()
-        return get(connection)
-
-    return fetch
-
-
-_RULES = (
-    OptionRule(
-        Option.TLS_REMOTE_HOSTNAME,
-        _When.NEW,
-        _When.ANY,
-        store=_setRemoteHostname,
-        fetch=lambda options, connection: _withNUL(options.remoteName),
-    ),
-    OptionRule(Option.TLS_HOSTNAME, _When.NEW, _When.ANY, store=_setHostname, fetch=_getHostname),
-    OptionRule(Option.TLS_TRUSTED_PEER_CERTIFICATES, _When.NEW, _When.NEVER, store=_setTrusted, fromFile=True),
-    OptionRule(
-        Option.TLS_CERTIFICATE_CHAIN,
-        _When.NEW,
-        _When.ANY,
-        store=_setChain,
-        fetch=lambda options, connection: _withNUL(b"".join(chainPEM(chain) for chain in options.chains)),
-        fromFile=True,
-    ),
-    OptionRule(Option.TLS_PRIVATE_KEY, _When.NEW, _When.NEVER, store=_setKey, fromFile=True),
-    OptionRule(Option.TLS_ALPN, _When.NEW, _When.ANY, store=_setProtocols, fetch=_getProtocols),
-    OptionRule(
-        Option.TLS_PEER_IDENTITY,
-        _When.NEVER,
-        _When.CONNECTED,
-        fetch=_connectionGet(lambda connection: _withNUL(connection.peerIdentity())),
-    ),
-    OptionRule(
-        Option.TLS_PEER_CERTIFICATE_CHAIN,
-        _When.NEVER,
-        _When.CONNECTED,
-        fetch=_connectionGet(lambda connection: _withNUL(connection.peerChainPEM())),
-    ),
-    OptionRule(
-        Option.TLS_ID, _When.NEVER, _When.ANY, fetch=lambda options, connection: struct.pack("=Q", options.id)
-    ),
-    OptionRule(
-        Option.TLS_CHOSEN_CIPHER,
-        _When.NEVER,
-        _When.CONNECTED,
-        fetch=_connectionGet(lambda connection: _withNUL(connection.cipher())),
-    ),
-    OptionRule(
-        Option.TLS_ERROR, _When.NEVER, _When.ANY, fetch=lambda options, connection: _withNUL(options.error)
-    ),
-    OptionRule(
-        Option.TLS_VERSION_CONN,
-        _When.NEVER,
-        _When.CONNECTED,
-        fetch=_connectionGet(lambda connection: _integer(connection.version())),
-    ),
-    OptionRule(Option.TLS_UPGRADE, _When.NEW, _When.NEVER, store=_setUpgrade),
-    OptionRule(
-        Option.TLS_CHANNEL_BINDING,
-        _When.NEVER,
-        _When.CONNECTED,
-        fetch=_connectionGet(lambda connection: connection.channelBinding()),
-    ),
-    OptionRule(
-        Option.TLS_DATA_PATH,
-        _When.NEVER,
-        _When.CONNECTED,
-        fetch=_connectionGet(lambda connection: _withNUL(connection.dataPath())),
-    ),
-    OptionRule(
-        Option.TLS_KEY_EXCHANGE,
-        _When.NEVER,
-        _When.CONNECTED,
-        fetch=_connectionGet(lambda connection: _withNUL(connection.group())),
-    ),
-)
-
-TABLE: dict[int, OptionRule] = {int(rule.option): rule for rule in _RULES}
-"""Every option that this version supports, by its number."""
+    def staples(self, profile: Profile) -> bool:
+        """Say whether a server staples OCSP answers: if the program or the policy wants it."""
+        return profile.serverStapling or bool(self.serverStapling)

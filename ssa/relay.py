@@ -45,6 +45,9 @@ _MODE_ENABLE_PARTIAL_WRITE = 0x1
 _FIRST_DRAIN_CHECK = 0.001
 _LAST_DRAIN_CHECK = 0.25
 
+_MOST_LOOKS = 8
+"""How many reads may bring no session ticket before that is looked for only once more, at the end."""
+
 _CLEAN = ""
 """How a direction ended: this, or a reason for people."""
 
@@ -111,6 +114,7 @@ class Relay:
         onReason: Callable[[str], None] = lambda reason: None,
         lingerTime: float = 30.0,
         user: int = ROOT,
+        collect: Callable[[SSL.Connection], bool] | None = None,
     ) -> None:
         """
         @param reactor: the clock for waits that have no event.
@@ -122,6 +126,8 @@ class Relay:
         @param onReason: gets one line, once, if the program's connection ends with a reset.
         @param lingerTime: how long a peer may make no progress after the program has closed, seconds.
         @param user: the user id that its buffers count for.
+        @param collect: called with the connection after reads, which may have brought session tickets, until it says that it
+            has found one, and once more before the end; of many reads without one, only after the first.
         """
         self._clock = reactor
         self._tls: SSL.Connection | None = tls
@@ -134,6 +140,8 @@ class Relay:
         self._onReason = onReason
         self._lingerTime = lingerTime
         self._user = user
+        self._collect = collect
+        self._looks = _MOST_LOOKS if collect is not None else 0
         self.done: Deferred[None] = Deferred()
         self.bytesIn = 0
         self.bytesOut = 0
@@ -302,11 +310,28 @@ class Relay:
             if not (isinstance(error, SSL.SysCallError) and error.args[0] == errno.EAGAIN):
                 self._inEnd = describeConnectionError(error).reason
         self._inBuffer = buffer
+        if self._looks:
+            self._looks -= 1
+            self._collectTickets()
         if filled:
             self._inRest = view[:filled]
             self._writePlain()
         else:
             self._dropInbound()
+
+    def _collectTickets(self) -> None:
+        """
+        Look for session tickets.  They come right after the handshake, so the first read finds them, even of a connection that
+        lives for days; one that the program closes at once is still read to the peer's close_notify, and then looked at.
+        """
+        if self._tls is None or self._collect is None:
+            return
+        try:
+            if self._collect(self._tls):
+                self._looks = 0
+        except Exception:  # the connection is worth more than its session
+            self._log.failure("a session could not be kept")
+            self._collect = None
 
     def _writePlain(self) -> None:
         rest = self._inRest
@@ -590,6 +615,7 @@ class Relay:
         if self._tlsDescriptor != -1:
             self._readiness.remove(self._tlsDescriptor)
             self._tlsDescriptor = -1
+        self._collectTickets()
         self._tls = None
         end(self._tlsSocket, reset)
 

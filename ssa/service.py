@@ -80,13 +80,14 @@ class Daemon(MultiService):
             userLimit=limits.maxRelayBuffersPerUser,
         )
         self._guard = StallGuard(reactor, self._stalled)
+        self._factories = TLSFactories(reactor, self._clock, self._relays)
         self.shared = Services(
             reactor,
             self._clock,
             policy,
             Resolver(reactor, self._clock, self._threads),
             Admission(self._clock, limits.maxHandshakes),
-            TLSFactories(reactor, self._clock, self._relays),
+            self._factories,
         )
         self.dispatcher = Dispatcher(self.shared)
         self._watch = FilesWatch(self._clock, self._filesChanged)
@@ -296,6 +297,7 @@ class Daemon(MultiService):
             return False
         self.shared.policy = policy
         self._watchFiles()
+        self._factories.policyChanged()
         limits = policy.default.limits
         self.shared.admission.maxTotal = limits.maxHandshakes
         self._relays.buffers.setLimits(limits.maxRelayBuffers, _reserveFor(limits), limits.maxRelayBuffersPerUser)

@@ -65,6 +65,7 @@ class Services:
     @ivar factories: builds the TLS of a socket.
     @ivar throttle: bounds the log lines on failed calls.
     @ivar lastID: the last TLS_ID given out.
+    @ivar options: the options of every socket that has not been closed, by TLS_ID: for TLS_CONTEXT.
     """
 
     reactor: IReactorFDSet
@@ -75,6 +76,7 @@ class Services:
     factories: MakesFactories
     throttle: Throttle = field(init=False)
     lastID: int = 0
+    options: dict[int, SocketOptions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.throttle = Throttle(self.clock, burst=100, interval=0.5)
@@ -162,7 +164,12 @@ class TLSSocket:
         self._gone = gone
         self._mayAccept = mayAccept
         self._life = life if life is not None else newLife()
-        self.options = options if options is not None else SocketOptions(services.nextID())
+        if options is None:
+            options = SocketOptions(services.nextID(), self.handedOverBy, caller.executable, services.options.get)
+        self.options = options
+        services.options[options.id] = options
+        self._inForce: Profile | None = None
+        self._serving: CurrentServer | None = None
         self._pending: Deferred[None] | None = None
         self._giveUpWith: SSAError | None = None
         self._connecting: Connecting | None = None
@@ -263,7 +270,8 @@ class TLSSocket:
         @raise SSAError: see the socket API.
         """
         if level == IPPROTO_TLS:
-            return self.options.get(name, _PHASES[self.stage], self._info())
+            profile = self._inForce if self._inForce is not None else self._profile(None, 0)
+            return self.options.get(name, _PHASES[self.stage], self._info(), profile)
         real = self._realSocket()
         if real is None:
             raise Cause.NOT_CONNECTED.error(f"option {name} at level {level}")
@@ -362,6 +370,7 @@ class TLSSocket:
             error = Cause.INTERNAL.error(what)
         if self.stage.isPending:
             self._life.fail()
+        self._inForce = None
         self.options.failed(error)
         suppressed = self._services.throttle.allow()
         if suppressed is not None:
@@ -384,7 +393,7 @@ class TLSSocket:
 
     async def _connectToAddress(self, remote: InternetAddress) -> Secured:
         identity = self._identity(remote)
-        profile = self._allowed(identity.value, remote.port, remote.host)
+        profile = self._inForce = self._allowed(identity.value, remote.port, remote.host)
         factory = self._services.factories.client(profile, self.options, identity)
         return await self._newConnecting(profile, factory).toAddress(remote)
 
@@ -396,12 +405,12 @@ class TLSSocket:
         identity = self._identity(remote)
         make = self._services.factories.client
         self._allowed(remote.host, remote.port)
-        profile = self._allowed(identity.value, remote.port)
+        profile = self._inForce = self._allowed(identity.value, remote.port)
         factory = make(profile, self.options, identity)
 
         def choose(address: InternetAddress) -> tuple[Profile, TLSFactory]:
             self._allowed(remote.host, remote.port, address.host)
-            found = self._allowed(identity.value, remote.port, address.host)
+            found = self._inForce = self._allowed(identity.value, remote.port, address.host)
             return (profile, factory) if found is profile else (found, make(found, self.options, identity))
 
         return await self._newConnecting(profile, factory).toName(
@@ -411,10 +420,10 @@ class TLSSocket:
     async def _upgrade(self, role: Role, remote: InternetAddress) -> None:
         if role is Role.CLIENT:
             identity = self._identity(remote)
-            profile = self._allowed(identity.value, remote.port, remote.host)
+            profile = self._inForce = self._allowed(identity.value, remote.port, remote.host)
             factory = self._services.factories.client(profile, self.options, identity)
         else:
-            profile = self._allowed(None, 0)
+            profile = self._inForce = self._allowed(None, 0)
             factory = self._services.factories.server(profile, self.options)
         await self._establish(await self._newConnecting(profile, factory).toAddress(remote))
 
@@ -487,9 +496,10 @@ class TLSSocket:
     async def _listen(self, external: InternetAddress) -> None:
         services = self._services
         options = self.options
-        factory = CurrentServer(
+        factory = self._serving = CurrentServer(
             lambda: self._allowed(None, external.port), lambda profile: services.factories.server(profile, options)
         )
+        self._inForce = factory.profile
         fetched = await keepUntilTaken(self._interceptor.fetch(self.id), _descriptorOfFetched)
         sock = adoptRealSocket(fetched.fd)
         try:
@@ -552,6 +562,7 @@ class TLSSocket:
             newLife(Stage.CONNECTED),
             self.options.inherit(self._services.nextID()),
         )
+        new._inForce = self._serving.profile if self._serving is not None else self._inForce
         new._startRelay(secured, plaintext)
         self._adopt(newID, new)
 
@@ -602,6 +613,7 @@ class TLSSocket:
             self._pending.cancel()
         self._stopListening()
         self._life.close()
+        self._services.options.pop(self.options.id, None)
         self.options = SocketOptions(self.options.id)
 
     def _stopListening(self) -> None:

@@ -32,7 +32,6 @@ from ssa.test.badservers import echo, running, serverContext
 from ssa.test.loopback import LoopbackInterceptor, Program
 from ssa.test.pki import testCA
 from ssa.test.test_daemon import DaemonCase, after, exchange
-from ssa.tls import contexts
 
 reactor: Any = _reactor
 
@@ -478,7 +477,7 @@ class KeyTests(DaemonCase):
             for extra in (b"", testCA().intermediate().pem):
                 program = await self.client(trust=testCA().pem + extra)
                 self.assertEqual(0, await self.interceptor.connect(program, local(server.port)))
-        self.assertEqual(1, len(contexts._clientContexts))
+        self.assertEqual(1, len(self.daemon._factories._contexts))
 
 
 class ReloadTests(DaemonCase):

@@ -408,6 +408,41 @@ class ServerTests(PairCase):
             peerCheckOf(SSL.Connection(SSL.Context(SSL.TLS_METHOD), None))
 
 
+class NameAndKeyTests(PairCase):
+    """Which certificate a client gets that asks for a name and can verify one kind of key only."""
+
+    RSA = Profile(maxProtocol=TLS_1_2, cipherList="ECDHE-RSA-AES128-GCM-SHA256")
+    ECDSA = Profile(maxProtocol=TLS_1_2, cipherList="ECDHE-ECDSA-AES128-GCM-SHA256")
+
+    def test_wildcardForKind(self) -> None:
+        """The exact name comes first; for a kind of key that it lacks, a wildcard will do."""
+        exact = testCA().issue(["a.w.example"])
+        wild = testCA().issue(["*.w.example"], key="rsa")
+        server = serving(testCA().issue(["first.example"]), exact, wild)
+        for profile, expected in ((self.ECDSA, exact), (self.RSA, wild)):
+            pair = self.pair(trusting(testCA()), server, "a.w.example", clientProfile=profile)
+            self.assertEqual(pair.errors, {"client": None, "server": None})
+            self.assertEqual(pair.client.get_peer_certificate(as_cryptography=True), expected.certificate)
+
+    def test_exactBeforeWildcard(self) -> None:
+        """Of one kind of key, the exact name, whichever was set first."""
+        exact, wild = testCA().issue(["a.w.example"]), testCA().issue(["*.w.example"])
+        for order in ((exact, wild), (wild, exact)):
+            pair = self.pair(trusting(testCA()), serving(*order), "a.w.example")
+            self.assertEqual(pair.client.get_peer_certificate(as_cryptography=True), exact.certificate)
+
+    def test_chainAsSet(self) -> None:
+        """A chain is sent as it was set, also where the sender trusts the certificates that are missing in it."""
+        credential = testCA().intermediate().issue(["server.example"], withoutChain=True)
+        settings = (
+            (Option.TLS_TRUSTED_PEER_CERTIFICATES, testCA().pem),
+            (Option.TLS_REQUEST_PEER_AUTH, struct.pack("=i", 1)),
+        )
+        pair = self.pair(trusting(testCA()), serving(testCA().issue(), settings=settings))
+        self.assertEqual(len(pair.client.get_peer_cert_chain(as_cryptography=True) or ()), 1)
+        self.assertRefused(self.pair(trusting(testCA()), serving(credential, settings=settings)), Cause.UNTRUSTED)
+
+
 class ConnectionInfoTests(PairCase):
     """What programs may ask, and get through L{SocketOptions.get}."""
 

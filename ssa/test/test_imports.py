@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # TLS, given a policy and options.
     ("ssa.tls.*",),
     # What a program may say about its socket.
-    ("ssa.options",),
+    ("ssa.options", "ssa.optiontable", "ssa.optionvalues", "ssa.narrowing"),
     # What its values mean: certificates, keys, names.
     ("ssa.tls.certificates", "ssa.tls.identity", "ssa.tls.trust"),
     # Policy: from ssa.conf to a profile.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -220,6 +221,63 @@ class _ExampleTests(_Programs):
         """Perl."""
         need("perl")
         self.checkClient(str(EXAMPLES / "client-perl.sh"))
+
+    def mail(self, port: int, *authorities: str) -> subprocess.CompletedProcess[str]:
+        """Send a message with the example."""
+        command = (sys.executable, str(EXAMPLES / "smtp_client.py"), "localhost", str(port), "a@b.example", "c@d.example")
+        return run(*underSSA(*command, *authorities, way=self.way), input="Subject: hello\n\nThis is a secret.\n")
+
+    def test_starttls(self) -> None:
+        """A client of SMTP and Twisted's server."""
+        with running(
+            sys.executable, "-m", "ssa.test.smtpserver", self.path("ec.pem"), self.path("ec.key"), cwd=str(ROOT)
+        ) as server:
+            port = int(server.expect(r"^listening on port (\d+)$").group(1))
+            done = self.mail(port, self.authorities)
+            self.assertEqual((done.returncode, done.stdout), (0, "sent\n"), done.stderr)
+            self.assertIn("TLS_", done.stderr)
+            server.expect(r"^message over TLS: .*This is a secret")
+            done = self.mail(port)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("TLS_ERROR: the peer's certificate", done.stderr)
+        self.assertEqual(len([line for line in server.output if "message" in line]), 1)
+
+    def test_noStarttls(self) -> None:
+        """The server does not offer it: nothing is sent."""
+        with running(sys.executable, "-m", "ssa.test.smtpserver", cwd=str(ROOT)) as server:
+            port = int(server.expect(r"^listening on port (\d+)$").group(1))
+            done = self.mail(port, self.authorities)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("does not offer STARTTLS", done.stderr)
+        self.assertEqual([line for line in server.output if "message" in line], [])
+
+    def test_starttlsServer(self) -> None:
+        """The server of SMTP: openssl s_client, twice with one session, and the client of the examples."""
+        openssl = need("openssl")
+        folder = self.path("session")
+        server = (sys.executable, str(EXAMPLES / "smtp_server.py"))
+        with running(*underSSA(*server, "0", self.path("ec.pem"), self.path("ec.key"), way=self.way)) as program:
+            port = int(program.expect(r"^listening on port (\d+)$").group(1))
+            for session, word in (("-sess_out", "New, "), ("-sess_in", "Reused, ")):
+                done = run(
+                    openssl, "s_client", "-starttls", "smtp", "-connect", f"127.0.0.1:{port}", "-servername", "localhost",
+                    "-CAfile", self.authorities, "-verify_return_error", "-crlf", "-ign_eof", session, folder,
+                    input="EHLO me\nMAIL FROM:<a@b.example>\nRCPT TO:<c@d.example>\nDATA\nSubject: x\n\nby openssl\n.\nquit\n",
+                )  # fmt: skip
+                self.assertIn("Verify return code: 0 (ok)", done.stdout, done.stderr)
+                self.assertIn(word, done.stdout)
+                self.assertIn("250 received", done.stdout)
+                program.expect("^by openssl$")
+            done = self.mail(port, self.authorities)
+            self.assertEqual((done.returncode, done.stdout), (0, "sent\n"), done.stderr)
+            program.expect("^This is a secret.$")
+            with socket.create_connection(("127.0.0.1", port)) as plain, plain.makefile("rwb", 0) as stream:
+                self.assertEqual(stream.readline()[:3], b"220")
+                stream.write(b"MAIL FROM:<a@b.example>\r\n")
+                self.assertEqual(stream.readline()[:3], b"530")
+                stream.write(b"STARTTLS\r\nRSET\r\n")  # a command that is sent ahead in the clear
+                self.assertEqual(stream.readline()[:3], b"501")
+                self.assertEqual(stream.readline(), b"")
 
     def test_exampleToExample(self) -> None:
         """Client and server are both under C{ssa run}, each with a daemon of its own."""

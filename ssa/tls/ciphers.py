@@ -9,9 +9,25 @@ one, and no policy but one for destinations that the administrator names (L{OLD_
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
 from OpenSSL import SSL
 
-__all__ = ["CIPHERS", "OLD_CIPHERS", "SUITES", "checkCipherList", "checkCipherSuites", "ianaName"]
+__all__ = [
+    "CIPHERS",
+    "OLD_CIPHERS",
+    "SUITES",
+    "checkCipherList",
+    "checkCipherSuites",
+    "cipherNamed",
+    "cipherNames",
+    "cipherStrings",
+    "ianaName",
+]
+
+_WORD = re.compile(r"[A-Za-z0-9_-]{3,64}")
 
 _AUTHENTICATED = {"ECDHE-ECDSA": "ECDHE_ECDSA", "ECDHE-RSA": "ECDHE_RSA", "DHE-RSA": "DHE_RSA"}
 _ENCRYPTION = {
@@ -135,3 +151,72 @@ def checkCipherSuites(text: str) -> str:
     return ""
 
 
+
+
+_OPENSSL_NAMES = {iana: name for name, iana in CIPHERS.items()}
+
+_KEY_EXCHANGE = (
+    r"(?:NULL|RSA(?:_EXPORT|_PSK)?|DHE?_(?:RSA|DSS|anon)(?:_EXPORT)?|DHE_PSK|PSK|PSK_DHE|ECDHE?_(?:ECDSA|RSA|anon)|ECDHE_PSK"
+    r"|SRP_SHA(?:_RSA|_DSS)?|KRB5(?:_EXPORT)?)"
+)
+_BULK = (
+    r"(?:NULL|RC4_(?:40|128)|RC2_CBC_40|IDEA_CBC|DES40_CBC|DES_CBC|3DES_EDE_CBC|SEED_CBC|CHACHA20_POLY1305"
+    r"|(?:AES|CAMELLIA|ARIA)_(?:128|256)_(?:CBC|GCM)|AES_(?:128|256)_CCM(?:_8)?)"
+)
+_REGISTERED = re.compile(rf"TLS_{_KEY_EXCHANGE}_WITH_{_BULK}(?:_(?:MD5|SHA|SHA256|SHA384))?")
+"""The form of TLS 1.2's names in the IANA registry, for the ciphers that this OpenSSL has forgotten."""
+
+_FORGOTTEN = re.compile(
+    r"(?:(?:EXP-|EXP1024-)?(?:(?:EC)?DHE?-(?:RSA|ECDSA|DSS)-|EDH-(?:RSA|DSS)-|AECDH-|ADH-)?)"
+    r"(?:RC4|RC2-CBC|DES-CBC3|DES-CBC|3DES-EDE-CBC|IDEA-CBC|NULL|SEED)-(?:MD5|SHA|SHA256)"
+)
+"""OpenSSL's names for ciphers that many builds of it leave out."""
+
+_OLD_SUITES = ("TLS_AES_128_CCM_8_SHA256", "TLS_SHA256_SHA256", "TLS_SHA384_SHA384")
+
+
+@lru_cache(maxsize=512)
+def cipherNamed(name: str) -> str | None:
+    """
+    Find one cipher by its OpenSSL or its IANA name.
+
+    @param name: no list, group or keyword of OpenSSL's cipher strings.
+    @return: the IANA name; OpenSSL's for a cipher that is never allowed; C{None} if there is no cipher of this name.
+    """
+    if name in SUITES or name in _OLD_SUITES or name in _OPENSSL_NAMES:
+        return name
+    if name in CIPHERS:
+        return CIPHERS[name]
+    if not _WORD.fullmatch(name):
+        return None
+    found = _expand(name)
+    if found == [name] or (len(found) == 1 and _REGISTERED.fullmatch(name)):
+        return ianaName(found[0])
+    if _REGISTERED.fullmatch(name) or _FORGOTTEN.fullmatch(name):
+        return name
+    return None
+
+
+@lru_cache(maxsize=64)
+def cipherNames(cipherList: str, cipherSuites: str) -> tuple[str, ...]:
+    """
+    List the ciphers that a policy allows, TLS 1.3's first.
+
+    @param cipherList: in OpenSSL's format.
+    @param cipherSuites: separated by colons.
+    @return: names as L{cipherNamed} gives them.
+    """
+    suites = [name for name in cipherSuites.split(":") if name]
+    return (*suites, *(ianaName(name) for name in _expand(cipherList)))
+
+
+def cipherStrings(names: Sequence[str]) -> tuple[str, str]:
+    """
+    Write ciphers as OpenSSL takes them.
+
+    @param names: as L{cipherNamed} gives them.
+    @return: the list of TLS 1.2 and the suites of TLS 1.3; either may be "".
+    """
+    suites = [name for name in names if name in SUITES]
+    ciphers = [_OPENSSL_NAMES.get(name, name) for name in names if name not in SUITES]
+    return ":".join(ciphers), ":".join(suites)

@@ -8,6 +8,7 @@ application data (C{Connection.get_app_data}), a L{PeerCheck}.
 
 from __future__ import annotations
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 from zope.interface import implementer
@@ -19,10 +20,12 @@ from ssa.policy.profile import TLS_1_3
 from ssa.tls.certificates import chainPEM, describeCertificate, weaknessOf
 from ssa.tls.ciphers import ianaName
 from ssa.tls.identity import Identity, checkIdentity
+from ssa.tls.sessions import ClientChains, Proof, Resumption, lastMoment
 
-__all__ = ["CHANNEL_BINDING_SIZE", "ConnectionInfo", "PeerCheck", "peerCheckOf", "verifyPeer"]
+__all__ = ["CHANNEL_BINDING_SIZE", "ConnectionInfo", "PeerCheck", "noticeState", "peerCheckOf", "verifyPeer"]
 
 CHANNEL_BINDING_SIZE = 32
+_LOOP = SSL.SSL_CB_LOOP
 _CHANNEL_BINDING_LABEL = b"EXPORTER-Channel-Binding"
 
 
@@ -30,19 +33,34 @@ class PeerCheck:
     """
     The checks of one connection's peer, and their result.
 
-    @ivar identity: whom the peer must be; C{None} on a server's side, where the peer need not prove anything.
-    @ivar proved: whether the peer has proved its identity: set by the last of the checks and nowhere else.
+    @ivar identity: whom the peer must be; C{None} on a server's side.
+    @ivar proved: whether the peer has proved its identity, or that it has a certificate whose chain is good if it is a
+        client: set by the last of the checks, or by L{conclude} for a peer that proved it when the session began.
     @ivar hasCredential: whether this side had a certificate to show.
     @ivar checksStrength: whether keys and signatures of certificates are checked here, since OpenSSL does not do it.
     @ivar refusal: why the handshake was refused by a check of ours; C{None} while nothing speaks against the peer.
+    @ivar required: whether the peer must prove something; on a server's side, whether clients must have a certificate.
+    @ivar judged: whether a certificate has been looked at in this handshake.
+    @ivar showedCertificate: whether this side, a server, has shown its certificate in this handshake.
+    @ivar resumed: whether the handshake resumed a session; known from L{conclude} on.
+    @ivar offered: what the peer proved when the session began that a client has offered.
+    @ivar resumption: the client's part in the session cache; C{None} if it has none.
+    @ivar clientChains: on a server's side, the chains of clients whose sessions may be resumed; C{None} if there are none.
     """
 
-    def __init__(self, identity: Identity | None, hasCredential: bool) -> None:
+    def __init__(self, identity: Identity | None, hasCredential: bool, required: bool | None = None) -> None:
         self.identity = identity
         self.hasCredential = hasCredential
+        self.required = identity is not None if required is None else required
         self.proved = False
         self.checksStrength = False
         self.refusal: SSAError | None = None
+        self.judged = False
+        self.showedCertificate = False
+        self.resumed = False
+        self.offered: Proof | None = None
+        self.resumption: Resumption | None = None
+        self.clientChains: ClientChains | None = None
 
     def check(self, certificate: crypto.X509, code: int, depth: int, good: bool) -> bool:
         """
@@ -54,6 +72,7 @@ class PeerCheck:
         @param good: what OpenSSL thinks of it.
         @return: whether to go on; C{False} ends the handshake with an alert.
         """
+        self.judged = True
         try:
             if not good:
                 self._refuse(certificate, code, depth)
@@ -63,7 +82,9 @@ class PeerCheck:
                 described = describeCertificate(certificate.to_cryptography())
                 self.refusal = Cause.WEAK.error(f"{weakness} {described}")
                 return False
-            if depth == 0 and self.identity is not None:
+            if depth == 0 and self.identity is None:
+                self.proved = True
+            elif depth == 0 and self.identity is not None:
                 # The chain has been built and every signature has been checked when this is called for depth 0.
                 problem = checkIdentity(
                     crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate), self.identity
@@ -78,6 +99,73 @@ class PeerCheck:
             self.proved = False
             self.refusal = Cause.MALFORMED.error(f"a certificate cannot be read ({type(error).__name__}: {error})")
             return False
+
+    def conclude(self, connection: SSL.Connection) -> None:
+        """
+        Judge a handshake with which OpenSSL is content.
+
+        Whether a session was resumed is seen from what a full handshake cannot lack: a client has looked at a certificate,
+        a server has shown one.  pyOpenSSL has no other public way (C{SSL_session_reused} is behind its private names,
+        which may go at any time), and for trust this is the better question: without a certificate in this handshake,
+        only what was proved earlier can count.
+
+        @raise SSAError: the peer has not proved what it must.
+        """
+        if self.identity is not None:
+            self.resumed = not self.judged
+            if self.resumed:
+                self._resume(connection)
+        else:
+            self.resumed = not self.showedCertificate
+            if self.resumed:
+                self._resumeClient(connection)
+            elif self.proved and self.clientChains is not None:
+                self.clientChains.keep(_chainSent(connection))
+        if self.required and not self.proved:
+            raise self.refusal or Cause.UNTRUSTED.error("the handshake ended without a check of the peer")
+
+    def _resume(self, connection: SSL.Connection) -> None:
+        """Take over what the server proved, if it was this identity, with the certificate that OpenSSL has kept."""
+        offered = self.offered
+        own = connection.get_peer_certificate(as_cryptography=True)
+        self.proved = (
+            offered is not None and offered.identity == self.identity and own is not None and own == offered.chain[0]
+        )
+
+    def _resumeClient(self, connection: SSL.Connection) -> None:
+        """
+        Take over that the client had a good certificate.  The session belongs to this listener's contexts and policy,
+        which OpenSSL makes sure of, but the certificate may have expired meanwhile.
+        """
+        own = connection.get_peer_certificate(as_cryptography=True)
+        if own is None:
+            return
+        for certificate in self.chainOf(own):
+            if lastMoment([certificate]) < 0:
+                self.required = True
+                self.refusal = Cause.EXPIRED.error(f"since the session began {describeCertificate(certificate)}")
+                return
+        self.proved = True
+
+    def chainOf(self, own: x509.Certificate) -> tuple[x509.Certificate, ...]:
+        """Find the chain that came with a client's certificate when its session began; it alone if that is not known."""
+        return self.clientChains.find(own) if self.clientChains is not None else (own,)
+
+    def verifiedChain(self, connection: SSL.Connection) -> tuple[x509.Certificate, ...]:
+        """
+        Get the chain that the peer has proved its identity with, to a trusted certificate: in this handshake, or when the
+        session began.
+
+        @return: empty if it proved nothing; of a client that has resumed a session, what it sent.
+        """
+        if not self.proved:
+            return ()
+        if not self.resumed:
+            return tuple(connection.get_verified_chain(as_cryptography=True) or ())
+        if self.offered is not None:
+            return self.offered.chain
+        own = connection.get_peer_certificate(as_cryptography=True)
+        return self.chainOf(own) if own is not None else ()
 
     def _refuse(self, certificate: crypto.X509, code: int, depth: int) -> None:
         self.proved = False
@@ -102,6 +190,18 @@ def peerCheckOf(connection: SSL.Connection) -> PeerCheck:
     return check
 
 
+def _chainSent(connection: SSL.Connection) -> tuple[x509.Certificate, ...]:
+    """List the certificates that the peer has sent, its own first; empty if it sent none."""
+    own = connection.get_peer_certificate(as_cryptography=True)
+    if own is None:
+        return ()
+    chain = connection.get_peer_cert_chain(as_cryptography=True) or []
+    # OpenSSL leaves the peer's own certificate out of the chain on a server: SSL_get_peer_cert_chain(3).
+    if not chain or chain[0].public_bytes(Encoding.DER) != own.public_bytes(Encoding.DER):
+        chain = [own, *chain]
+    return tuple(chain)
+
+
 def verifyPeer(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, good: int) -> bool:
     """Pass a step of the path validation on to the connection's own L{PeerCheck}."""
     try:
@@ -109,6 +209,22 @@ def verifyPeer(connection: SSL.Connection, certificate: crypto.X509, code: int, 
     except SSAError:
         return False
     return check.check(certificate, code, depth, bool(good))
+
+
+def noticeState(connection: SSL.Connection, where: int, code: int) -> None:
+    """
+    See what a server's handshake does: SSL_CTX_set_info_callback(3), SSL_state_string_long(3).
+
+    The states are those of the messages Certificate, CompressedCertificate, CertificateRequest and CertificateVerify,
+    which only full handshakes have.
+    """
+    if not where & _LOOP:
+        return
+    state = connection.get_state_string()
+    if b"write" in state and b"certificate" in state:
+        check = connection.get_app_data()
+        if isinstance(check, PeerCheck):
+            check.showedCertificate = True
 
 
 @implementer(IConnectionInfo)
@@ -143,14 +259,18 @@ class ConnectionInfo:
 
     def peerChainPEM(self) -> bytes:
         """See L{IConnectionInfo.peerChainPEM}."""
-        own = self._connection.get_peer_certificate(as_cryptography=True)
-        if own is None:
+        chain = _chainSent(self._connection)
+        if not chain:
             raise Cause.NO_DATA.error("the peer sent no certificate")
-        chain = self._connection.get_peer_cert_chain(as_cryptography=True) or []
-        # OpenSSL leaves the peer's own certificate out of the chain on a server: SSL_get_peer_cert_chain(3).
-        if not chain or chain[0].public_bytes(Encoding.DER) != own.public_bytes(Encoding.DER):
-            chain = [own, *chain]
+        check = self._connection.get_app_data()
+        if len(chain) == 1 and isinstance(check, PeerCheck) and check.resumed and self.accepted:
+            # A ticket holds the client's own certificate only.
+            chain = check.chainOf(chain[0])
         return chainPEM(chain)
+
+    def resumed(self) -> bool:
+        """See L{IConnectionInfo.resumed}."""
+        return peerCheckOf(self._connection).resumed
 
     def cipher(self) -> str:
         """See L{IConnectionInfo.cipher}."""

@@ -12,12 +12,15 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from cryptography import x509
 from OpenSSL import SSL, crypto
 
+from ssa.api import PeerAuthentication
 from ssa.errors import Cause, causeOfOpenSSL
 from ssa.options import SocketOptions
 from ssa.policy.profile import TLS_1_2, Profile
@@ -27,10 +30,11 @@ from ssa.tls.certificates import (
     describeCertificate,
     dnsNames,
 )
-from ssa.tls.connection import PeerCheck, peerCheckOf, verifyPeer
+from ssa.tls.connection import PeerCheck, noticeState, peerCheckOf, verifyPeer
 from ssa.tls.groups import useGroups
 from ssa.tls.identity import Identity, parseName
 from ssa.tls.policyfiles import clientCredentials, serverCredentials, storeOf
+from ssa.tls.sessions import ClientChains, Resumption, SessionCache, SessionKey
 from ssa.tls.trust import TrustStore, customStore
 
 __all__ = ["ContextCache", "ServerContexts", "clientConnection", "serverConnection", "serverContexts"]
@@ -41,6 +45,21 @@ _SECURITY_LEVEL = 2
 _MODE_ENABLE_PARTIAL_WRITE = 0x1
 """SSL_MODE_ENABLE_PARTIAL_WRITE of openssl/ssl.h, which pyOpenSSL sets and does not name."""
 
+_MODE_NO_AUTO_CHAIN = 0x8
+"""
+SSL_MODE_NO_AUTO_CHAIN of openssl/ssl.h, which pyOpenSSL does not name.  Without it a chain of one certificate is completed
+from the certificates that are trusted for the peer, up to the root.
+"""
+
+KEY_LIFETIME = 3600.0
+"""Seconds for which a server uses the same keys for its tickets, at least."""
+
+_MOST_NAMED = 64
+"""
+The most authorities that a server names to its clients (RFC 8446 section 4.2.4).  The list is optional, and that of a whole
+trust store would make each handshake some 15 KiB longer to say that any authority will do.
+"""
+
 
 class ContextCache:
     """
@@ -50,8 +69,12 @@ class ContextCache:
     included, so that nobody gets the context of another one's key.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, evicted: Callable[[tuple[object, ...]], None] = lambda key: None) -> None:
+        """
+        @param evicted: called with the key of each context that is dropped because there are too many.
+        """
         self._contexts: OrderedDict[tuple[object, ...], SSL.Context] = OrderedDict()
+        self._evicted = evicted
 
     def __len__(self) -> int:
         return len(self._contexts)
@@ -69,7 +92,7 @@ class ContextCache:
             self._contexts[key] = context
         self._contexts.move_to_end(key)
         while len(self._contexts) > most:
-            self._contexts.popitem(last=False)
+            self._evicted(self._contexts.popitem(last=False)[0])
         return context
 
     def clear(self) -> None:
@@ -97,7 +120,7 @@ def _context(method: int, profile: Profile) -> SSL.Context:
         context.set_options(SSL.OP_NO_TICKET)
     # One call of send makes all the records of its buffer, and a retry has the same content at any address: pyOpenSSL
     # sets SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER.
-    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS | _MODE_NO_AUTO_CHAIN)
     context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
     return context
 
@@ -151,6 +174,8 @@ def clientConnection(
     sock: socket.socket,
     identity: Identity,
     cache: ContextCache = _clientContexts,
+    sessions: SessionCache | None = None,
+    destination: object = None,
 ) -> SSL.Connection:
     """
     Make the client's side of TLS on a socket.  Its handshake succeeds only with a peer that proves to be C{identity}.
@@ -160,14 +185,17 @@ def clientConnection(
     @param sock: the real TCP socket, non-blocking; it may still be connecting.
     @param identity: whom the peer must be.
     @param cache: where contexts are kept.
+    @param sessions: where sessions are kept; C{None}: none is resumed.
+    @param destination: the peer's address and port: a session of another one is not resumed.
     @raise SSAError: ENOKEY for a certificate or key that cannot be used, EKEYREJECTED for a trust store that cannot be
         used, EPERM if the options ask for what the policy does not allow.
     """
     if options.trusted and not profile.appCustomValidation:
         raise Cause.POLICY.error("TLS_TRUSTED_PEER_CERTIFICATES was set, and AppCustomValidation is off")
     _checkExtensions(profile, options)
+    profile = options.narrowed(profile)
     credentials = _onePerType(options.credentials() or clientCredentials(profile))
-    store = customStore(options.trusted) if options.trusted else storeOf(profile)
+    store = _storeFor(profile, options)
     key = (
         profile.minProtocol,
         profile.maxProtocol,
@@ -192,25 +220,27 @@ def clientConnection(
     if options.protocols:
         connection.set_alpn_protos(list(options.protocols))
     connection.set_connect_state()
+    if sessions is not None:
+        session = SessionKey(
+            options.owner, options.space, destination, identity, profile, options.revocationRules(profile), key
+        )
+        check.resumption = Resumption(sessions, session, options.sessionSeconds(profile))
+        check.offered = check.resumption.offer(connection)
     return connection
+
+
+def _storeFor(profile: Profile, options: SocketOptions) -> TrustStore:
+    return customStore(options.trusted) if options.trusted else storeOf(profile)
 
 
 def _clientContext(profile: Profile, store: TrustStore, credentials: Sequence[Credential]) -> SSL.Context:
     context = _context(SSL.TLS_CLIENT_METHOD, profile)
-    trusted = context.get_cert_store()
-    if trusted is None:
-        raise Cause.INTERNAL.error("a TLS context has no certificate store")
-    for certificate in store.certificates():
-        trusted.add_cert(crypto.X509.from_cryptography(certificate))
-    flags = crypto.X509StoreFlags.X509_STRICT
-    if store.isCustom:
-        # A program may trust an intermediate authority, or one peer's certificate, without its root.
-        flags |= crypto.X509StoreFlags.PARTIAL_CHAIN
-    trusted.set_flags(flags)
+    _trust(context, _asOpenSSL(store.certificates()), store.isCustom)
     context.set_verify_depth(profile.certVerificationDepth)
     # OpenSSL itself checks that the peer's certificate is for servers: SSL_CTX_set_purpose(3).
     context.set_verify(SSL.VERIFY_PEER, verifyPeer)
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    # Sessions are kept by us (L{ssa.tls.sessions}), not by the context.
+    context.set_session_cache_mode(SSL.SESS_CACHE_CLIENT | SSL.SESS_CACHE_NO_INTERNAL)
     _use(context, credentials)
     return context
 
@@ -224,6 +254,28 @@ def _checkExtensions(profile: Profile, options: SocketOptions) -> None:
     if options.protocols and "application_layer_protocol_negotiation" not in profile.extensions:
         rule = profile.origin("Extensions") or "Extensions"
         raise Cause.POLICY.error(f"TLS_ALPN was set, and application_layer_protocol_negotiation is not in Extensions ({rule})")
+
+
+def _asOpenSSL(certificates: Sequence[x509.Certificate]) -> list[crypto.X509]:
+    return [crypto.X509.from_cryptography(certificate) for certificate in certificates]
+
+
+def _trust(context: SSL.Context, certificates: Sequence[crypto.X509], isCustom: bool) -> None:
+    """
+    Say whom a context trusts.
+
+    @param isCustom: whether a program has brought the certificates.
+    """
+    trusted = context.get_cert_store()
+    if trusted is None:
+        raise Cause.INTERNAL.error("a TLS context has no certificate store")
+    for certificate in certificates:
+        trusted.add_cert(certificate)
+    flags = crypto.X509StoreFlags.X509_STRICT
+    if isCustom:
+        # A program may trust an intermediate authority, or one peer's certificate, without its root.
+        flags |= crypto.X509StoreFlags.PARTIAL_CHAIN
+    trusted.set_flags(flags)
 
 
 def _onePerType(credentials: Sequence[Credential]) -> tuple[Credential, ...]:
@@ -243,51 +295,128 @@ class ServerContexts:
     The contexts of one listener: one for each set of certificates that some name needs.
 
     A client's name is looked up among the certificates' own names, exact names before wildcards (RFC 9525 section
-    6.3); a name that no certificate has gets the first certificate.  If the program has said which names it serves
-    (TLS_HOSTNAME), a client that asks for another one gets the alert unrecognized_name (RFC 6066 section 3); one that asks
-    for none gets the first certificate.
+    6.3); a name that no certificate has gets the first certificate.  For each name there can be a certificate of each
+    kind of key: the client gets one that it can verify.  If the program has said which names it serves (TLS_HOSTNAME), a
+    client that asks for another one gets the alert unrecognized_name (RFC 6066 section 3); one that asks for none gets
+    the first certificate.
+
+    Sessions belong to the listener: their id context is random, and so are the keys of tickets, which no other context
+    has.  Tickets hold the whole session (RFC 5077), and nothing is kept here; only where SessionTickets is off, OpenSSL
+    keeps up to 20480 sessions for a listener.  OpenSSL never changes the keys of tickets: all contexts are made anew when
+    they have served for L{KEY_LIFETIME}, or for as long as sessions may be resumed if that is longer.  Who has an older
+    ticket then does a full handshake, which every session needs from time to time (RFC 8446 section 4.6.1).
     """
 
-    def __init__(self, profile: Profile, credentials: Sequence[Credential], options: SocketOptions) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        credentials: Sequence[Credential],
+        options: SocketOptions,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """
-        @param profile: the policy in force.
+        @param profile: the policy in force, narrowed by the options.
         @param credentials: at least one; the first is the default.
         @param options: the listener's options.
-        @raise SSAError: ENOKEY for a certificate that cannot be used.
+        @param clock: tells the time in seconds.
+        @raise SSAError: ENOKEY for a certificate that cannot be used, EKEYREJECTED for a trust store for clients that
+            cannot be used.
         """
         self._profile = profile
+        self._credentials = tuple(credentials)
         self._served = frozenset(options.hostnames)
         self._protocols = options.protocols
-        self._made: dict[tuple[bytes, ...], SSL.Context] = {}
+        self._authentication = options.clientAuthentication(profile)
+        self._sessionSeconds = options.sessionSeconds(profile)
+        self._clock = clock
         self._sessionContext = os.urandom(32)
-        byName: dict[str, list[Credential]] = {}
-        for credential in credentials:
+        self._clientChains = ClientChains(self._sessionContext)
+        self._authorities: list[crypto.X509] = []
+        self._isCustom = False
+        if self._authentication is not PeerAuthentication.NONE:
+            store = _storeFor(profile, options)
+            self._authorities, self._isCustom = _asOpenSSL(store.certificates()), store.isCustom
+        self._make()
+
+    def _make(self) -> None:
+        """Make all contexts."""
+        self._since = self._clock()
+        self._made: dict[tuple[bytes, ...], SSL.Context] = {}
+        exact: dict[str, list[Credential]] = {}
+        for credential in self._credentials:
             for name in dnsNames(credential.certificate):
-                byName.setdefault(name, []).append(credential)
-        first = credentials[0]
+                exact.setdefault(name, []).append(credential)
+        first = self._credentials[0]
         firstNames = set(dnsNames(first.certificate))
-        alike = [c for c in credentials if c is first or firstNames & set(dnsNames(c.certificate))]
-        self.default = self._contextFor(alike)
-        self._byName = {name: self._contextFor(found) for name, found in byName.items()}
+        alike = [c for c in self._credentials if c is first or firstNames & set(dnsNames(c.certificate))]
+        self._default = self._contextFor(alike)
+        self._byName = {
+            # For a kind of key without a certificate of this very name, one with a wildcard will do.
+            name: self._contextFor([*found, *exact.get("*." + name.partition(".")[2], ())])
+            for name, found in exact.items()
+        }
+
+    @property
+    def default(self) -> SSL.Context:
+        """The context for new connections; its ticket keys are not old."""
+        if self._clock() - self._since >= max(KEY_LIFETIME, self._sessionSeconds):
+            self._make()
+        return self._default
+
+    def newCheck(self) -> PeerCheck:
+        """Make the checks of a new connection."""
+        check = PeerCheck(None, True, self._authentication is PeerAuthentication.REQUIRE)
+        if self._authentication is not PeerAuthentication.NONE and self._sessionSeconds:
+            check.clientChains = self._clientChains
+        return check
 
     def _contextFor(self, credentials: Sequence[Credential]) -> SSL.Context:
         chosen = _onePerType(credentials)
         key = tuple(credential.fingerprint() for credential in chosen)
         context = self._made.get(key)
         if context is None:
-            context = self._made[key] = self._make(chosen)
+            context = self._made[key] = self._makeOne(chosen)
         return context
 
-    def _make(self, credentials: Sequence[Credential]) -> SSL.Context:
+    def _makeOne(self, credentials: Sequence[Credential]) -> SSL.Context:
         context = _context(SSL.TLS_SERVER_METHOD, self._profile)
         context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE)
-        context.set_verify(SSL.VERIFY_NONE)
-        context.set_session_id(self._sessionContext)
+        context.set_info_callback(noticeState)
+        self._askClients(context)
+        self._setSessions(context)
         _use(context, credentials)
         context.set_tlsext_servername_callback(self._nameAsked)
         if self._protocols:
             context.set_alpn_select_callback(self._chooseProtocol)
         return context
+
+    def _askClients(self, context: SSL.Context) -> None:
+        """Ask for a certificate of the client, which OpenSSL checks to be for clients: SSL_CTX_set_purpose(3)."""
+        if self._authentication is PeerAuthentication.NONE:
+            context.set_verify(SSL.VERIFY_NONE)
+            return
+        _trust(context, self._authorities, self._isCustom)
+        context.set_verify_depth(self._profile.certVerificationDepth)
+        mode = SSL.VERIFY_PEER
+        if self._authentication is PeerAuthentication.REQUIRE:
+            mode |= SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+        context.set_verify(mode, verifyPeer)
+        if len(self._authorities) <= _MOST_NAMED:
+            for authority in self._authorities:
+                context.add_client_ca(authority.to_cryptography())
+
+    def _setSessions(self, context: SSL.Context) -> None:
+        context.set_session_id(self._sessionContext)
+        if not self._sessionSeconds:
+            context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+            context.set_options(SSL.OP_NO_TICKET)
+            return
+        context.set_timeout(self._sessionSeconds)
+        if self._profile.sessionTickets:
+            context.set_session_cache_mode(SSL.SESS_CACHE_SERVER | SSL.SESS_CACHE_NO_INTERNAL)
+        else:
+            context.set_session_cache_mode(SSL.SESS_CACHE_SERVER)
+            context.set_options(SSL.OP_NO_TICKET)
 
     def contextFor(self, name: str) -> SSL.Context | None:
         """
@@ -297,17 +426,18 @@ class ServerContexts:
         @return: C{None} if the name is not served.
         """
         if not name:
-            return self.default
+            return self._default
         try:
             wanted = parseName(name)
         except ValueError:
-            return None if self._served else self.default
-        if self._served and wanted not in self._served:
+            return None if self._served else self._default
+        wildcard = "*." + wanted.partition(".")[2]
+        if self._served and wanted not in self._served and wildcard not in self._served:
             return None
         context = self._byName.get(wanted)
         if context is None:
-            context = self._byName.get("*." + wanted.partition(".")[2])
-        return context if context is not None else self.default
+            context = self._byName.get(wildcard)
+        return context if context is not None else self._default
 
     def _nameAsked(self, connection: SSL.Connection) -> None:
         """OpenSSL calls this for every ClientHello, SSL_CTX_set_tlsext_servername_callback(3)."""
@@ -358,17 +488,40 @@ def serverContexts(profile: Profile, options: SocketOptions) -> ServerContexts:
     """
     Prepare a listener, or the server's side of an upgraded connection.
 
-    The certificates are the program's; the configuration's (CertPath, KeyPath) if it set none.
+    The certificates are the program's; the configuration's (CertPath, KeyPath) if it set none.  What one socket has
+    prepared serves another one that shares its TLS_CONTEXT and has equal options, with its sessions.
 
-    @raise SSAError: ENOKEY if there are none, or they cannot be used.
+    @raise SSAError: ENOKEY if there are none, or they cannot be used, EPERM if the options ask for what the policy does not
+        allow.
     """
+    if options.trusted and not profile.appCustomValidation:
+        raise Cause.POLICY.error("TLS_TRUSTED_PEER_CERTIFICATES was set, and AppCustomValidation is off")
     _checkExtensions(profile, options)
+    profile = options.narrowed(profile)
     credentials = options.credentials() or serverCredentials(profile)
     if not credentials:
         raise Cause.NO_OWN_CERTIFICATE.error(
             "set TLS_CERTIFICATE_CHAIN and TLS_PRIVATE_KEY, or CertPath and KeyPath in the configuration"
         )
-    return ServerContexts(profile, credentials, options)
+    authentication = options.clientAuthentication(profile)
+    key = (
+        profile,
+        tuple(credential.fingerprint() for credential in credentials),
+        options.hostnames,
+        options.protocols,
+        authentication,
+        options.sessionSeconds(profile),
+        options.revocationRules(profile),
+        options.staples(profile),
+        _storeFor(profile, options).version if authentication is not PeerAuthentication.NONE else (),
+    )
+    kept = options.shared.get(key)
+    if isinstance(kept, ServerContexts):
+        return kept
+    contexts = ServerContexts(profile, credentials, options)
+    options.shared.clear()
+    options.shared[key] = contexts
+    return contexts
 
 
 def serverConnection(contexts: ServerContexts, sock: socket.socket) -> SSL.Connection:
@@ -379,6 +532,6 @@ def serverConnection(contexts: ServerContexts, sock: socket.socket) -> SSL.Conne
     @param sock: the real TCP socket, non-blocking and connected.
     """
     connection = SSL.Connection(contexts.default, sock)
-    connection.set_app_data(PeerCheck(None, True))
+    connection.set_app_data(contexts.newCheck())
     connection.set_accept_state()
     return connection

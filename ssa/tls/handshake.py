@@ -34,6 +34,12 @@ _NO_LINGER = bytes(8)
 # handshake_failure; others are seen.  Before the server's own certificate the first has another meaning.
 _CERTIFICATE_ALERTS = frozenset({"handshake failure", "bad certificate", "certificate unknown", "no certificate"})
 
+_REFUSALS = frozenset({
+    "bad certificate", "unsupported certificate", "certificate revoked", "certificate expired", "certificate unknown",
+    "unknown ca", "access denied",
+})  # fmt: skip
+"""The alerts by which a peer refuses a certificate, RFC 8446 section 6.2."""
+
 
 @implementer(IReadWriteDescriptor)
 class Handshake:
@@ -205,6 +211,9 @@ class Handshake:
         cause, detail = causeOfOpenSSL(queue)
         if cause is Cause.CLOSED_IN_HANDSHAKE:
             return self._closedEarly("it was closed without an alert")
+        if self._check.proved and self._check.hasCredential and alertOf(queue) in _REFUSALS:
+            # It has shown its own certificate, and so has seen ours.
+            detail = f"it refuses our certificate, {detail}"
         return cause.error(f"{self._where}: {detail}")
 
     def _mayLackCertificate(self) -> bool:
@@ -228,9 +237,13 @@ class Handshake:
     # the end
 
     def _succeed(self) -> None:
-        if self._check.identity is not None and not self._check.proved:
-            # Cannot happen with the contexts of this package; nothing is more important than that it does not.
-            self._fail(Cause.UNTRUSTED.error("the handshake ended without a check of the peer"))
+        try:
+            self._check.conclude(self.connection)
+        except SSAError as error:
+            self._fail(error)
+            return
+        except Exception as error:  # as in the checks themselves: whatever it is, the peer is refused
+            self._fail(Cause.MALFORMED.error(f"the peer's certificate cannot be read ({type(error).__name__}: {error})"))
             return
         done = self._end()
         if done is not None:
@@ -240,6 +253,8 @@ class Handshake:
         done = self._end()
         if done is None:
             return
+        if self._check.resumption is not None:
+            self._check.resumption.refused()
         _closeAfterAlert(self._socket)
         done.errback(error)
 
@@ -318,4 +333,7 @@ def describeConnectionError(error: SSL.Error) -> SSAError:
         return Cause.VIOLATED.error(detail)
     if cause is Cause.NO_CLIENT_CERTIFICATE:
         return Cause.BROKEN.error(f"{cause.text} ({detail})")
+    if alertOf(queue) in _REFUSALS:
+        # A server of TLS 1.3 looks at the client's certificate when the client's handshake has ended.
+        return Cause.BROKEN.error(f"it refuses our certificate, {detail}")
     return Cause.BROKEN.error(detail)
