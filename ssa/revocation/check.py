@@ -188,7 +188,7 @@ class Revocation:
         try:
             await every
         except FirstError as error:
-            raise error.subFailure.value from None
+            error.subFailure.raiseException()
         finally:
             for each in asked:
                 each.cancel()
@@ -270,13 +270,36 @@ class Revocation:
 
         @raise NoAnswer: it gives no definite answer.
         """
-        key = _answerKey(subject)
+        return (await self.fetchAnswer(subject, url, reach))[0]
+
+    async def fetchAnswer(self, subject: Subject, url: str, reach: Reach) -> tuple[Answer, bytes]:
+        """
+        Ask a responder for an answer that can be stapled; it is kept.
+
+        @return: what it says, and the answer itself.
+        @raise NoAnswer: it gives no definite answer.
+        """
 
         def begin() -> Deferred[bytes]:
             return Deferred.fromCoroutine(self._fetchAnswer(subject, url, reach))
 
-        data = await self._answers.join((key, url, reach), begin)
-        return verifyAnswer(data, subject, self._now())
+        data = await self._answers.join((_answerKey(subject), url, reach), begin)
+        return verifyAnswer(data, subject, self._now()), data
+
+    async def keptAnswer(self, subject: Subject) -> tuple[bytes, float] | None:
+        """
+        Look for an OCSP answer that is kept and says that the certificate is good.
+
+        @return: the answer itself, and until when it counts.
+        """
+        entry = await self._find(_answerKey(subject))
+        if entry is None:
+            return None
+        try:
+            answer = verifyAnswer(entry.data, subject, self._now())
+        except NoAnswer:
+            return None
+        return (entry.data, answer.until) if answer.status is Status.GOOD else None
 
     async def _fetchAnswer(self, subject: Subject, url: str, reach: Reach) -> bytes:
         question = makeQuestion(subject)

@@ -52,7 +52,7 @@ class HTTPClient:
 
     async def _request(self, place: Place, body: bytes | None, most: int) -> Reply:
         endpoint = _Endpoint(self._reactor, self._clock, self._resolver, place, most + _MOST_AROUND)
-        agent = Agent.usingEndpointFactory(self._reactor, _Always(endpoint))
+        agent: Agent = Agent.usingEndpointFactory(self._reactor, _Always(endpoint))  # type: ignore[no-untyped-call]
         headers = Headers({b"User-Agent": [f"ssa/{__version__}".encode("ascii")]})
         producer = None
         if body is not None:

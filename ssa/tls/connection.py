@@ -8,6 +8,7 @@ application data (C{Connection.get_app_data}), a L{PeerCheck}.
 
 from __future__ import annotations
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 from zope.interface import implementer
@@ -20,7 +21,7 @@ from ssa.tls.certificates import chainPEM, describeCertificate
 from ssa.tls.ciphers import ianaName
 from ssa.tls.identity import Identity, checkIdentity
 
-__all__ = ["CHANNEL_BINDING_SIZE", "ConnectionInfo", "PeerCheck", "peerCheckOf", "verifyPeer"]
+__all__ = ["CHANNEL_BINDING_SIZE", "ConnectionInfo", "PeerCheck", "keepStapled", "peerCheckOf", "verifyPeer"]
 
 CHANNEL_BINDING_SIZE = 32
 _CHANNEL_BINDING_LABEL = b"EXPORTER-Channel-Binding"
@@ -34,6 +35,8 @@ class PeerCheck:
     @ivar proved: whether the peer has proved its identity: set by the last of the checks and nowhere else.
     @ivar hasCredential: whether this side had a certificate to show.
     @ivar refusal: why the handshake was refused by a check of ours; C{None} while nothing speaks against the peer.
+    @ivar resumed: whether the handshake resumed a session.
+    @ivar stapled: the OCSP answer that the peer has stapled, as it came; empty if none.
     """
 
     def __init__(self, identity: Identity | None, hasCredential: bool) -> None:
@@ -41,6 +44,16 @@ class PeerCheck:
         self.hasCredential = hasCredential
         self.proved = False
         self.refusal: SSAError | None = None
+        self.resumed = False
+        self.stapled = b""
+
+    def verifiedChain(self, connection: SSL.Connection) -> tuple[x509.Certificate, ...]:
+        """
+        Get the chain that the peer has proved its identity with, SSL_get0_verified_chain(3).
+
+        @return: its own certificate first, a trusted one last; empty if it sent none.
+        """
+        return tuple(connection.get_verified_chain(as_cryptography=True) or ())
 
     def check(self, certificate: crypto.X509, code: int, depth: int, good: bool) -> bool:
         """
@@ -102,6 +115,20 @@ def verifyPeer(connection: SSL.Connection, certificate: crypto.X509, code: int, 
     except SSAError:
         return False
     return check.check(certificate, code, depth, bool(good))
+
+
+def keepStapled(connection: SSL.Connection, answer: bytes, _data: object) -> bool:
+    """
+    Keep what the server has stapled, for the check after the handshake.
+
+    @return: C{True}: the handshake goes on; C{False} if the connection is not one of this package.
+    """
+    try:
+        check = peerCheckOf(connection)
+    except SSAError:
+        return False
+    check.stapled = answer
+    return True
 
 
 @implementer(IConnectionInfo)

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from ssa.errors import Cause, causeOfOpenSSL
@@ -30,7 +31,7 @@ from ssa.tls.certificates import (
     parseChains,
     parsePrivateKeys,
 )
-from ssa.tls.connection import PeerCheck, peerCheckOf, verifyPeer
+from ssa.tls.connection import PeerCheck, keepStapled, peerCheckOf, verifyPeer
 from ssa.tls.identity import Identity, parseName
 from ssa.tls.trust import TrustStore, customStore, findStore
 
@@ -182,6 +183,7 @@ def clientConnection(
         connection.set_tlsext_host_name(identity.serverName)
     if options.protocols:
         connection.set_alpn_protos(list(options.protocols))
+    connection.request_ocsp()
     connection.set_connect_state()
     return connection
 
@@ -202,6 +204,7 @@ def _clientContext(profile: Profile, store: TrustStore, credentials: Sequence[Cr
     # OpenSSL itself checks that the peer's certificate is for servers: SSL_CTX_set_purpose(3).
     context.set_verify(SSL.VERIFY_PEER, verifyPeer)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_ocsp_client_callback(keepStapled)
     _use(context, credentials)
     return context
 
@@ -226,6 +229,9 @@ class ServerContexts:
     6.3); a name that no certificate has gets the first certificate.  If the program has said which names it serves
     (TLS_HOSTNAME), a client that asks for another one gets the alert unrecognized_name (RFC 6066 section 3); one that asks
     for none gets the first certificate.
+
+    @ivar chains: what is served, each with the endpoint's own certificate first.
+    @ivar staple: gives the OCSP answer to staple with a certificate, at once; empty for none.  C{None} staples nothing.
     """
 
     def __init__(self, profile: Profile, credentials: Sequence[Credential], options: SocketOptions) -> None:
@@ -240,6 +246,8 @@ class ServerContexts:
         self._protocols = options.protocols
         self._made: dict[tuple[bytes, ...], SSL.Context] = {}
         self._sessionContext = os.urandom(32)
+        self.chains = tuple(credential.chain for credential in credentials)
+        self.staple: Callable[[x509.Certificate], bytes] | None = None
         byName: dict[str, list[Credential]] = {}
         for credential in credentials:
             for name in dnsNames(credential.certificate):
@@ -265,6 +273,7 @@ class ServerContexts:
         context.set_session_id(self._sessionContext)
         _use(context, credentials)
         context.set_tlsext_servername_callback(self._nameAsked)
+        context.set_ocsp_server_callback(self._stapled)
         if self._protocols:
             context.set_alpn_select_callback(self._chooseProtocol)
         return context
@@ -299,6 +308,11 @@ class ServerContexts:
             _refuseQuietly()
         elif context is not connection.get_context():
             connection.set_context(context)
+
+    def _stapled(self, connection: SSL.Connection, _data: object) -> bytes:
+        """OpenSSL calls this when a client asks, and the certificate is chosen: SSL_CTX_set_tlsext_status_cb(3)."""
+        certificate = connection.get_certificate(as_cryptography=True) if self.staple is not None else None
+        return self.staple(certificate) if self.staple is not None and certificate is not None else b""
 
     def _chooseProtocol(self, connection: SSL.Connection, offered: list[bytes]) -> bytes:
         """Choose an application protocol in the server's order of preference, RFC 7301 section 3.2."""
