@@ -32,6 +32,7 @@ from ssa.revocation.verdict import (
     LONGEST_LIFE,
     Answer,
     NoAnswer,
+    NotTaken,
     Status,
     Subject,
     mustStaple,
@@ -304,15 +305,16 @@ class Revocation:
     async def _fetchAnswer(self, subject: Subject, url: str, reach: Reach) -> bytes:
         question = makeQuestion(subject)
         short = questionURL(url, question)
-        if short:
-            try:
-                data = await self._fetcher.fetch(short, LARGEST_ANSWER, None, reach)
-                self._keep(_answerKey(subject), data, verifyAnswer(data, subject, self._now()).until)
-                return data
-            except NoAnswer as error:
-                self.log.debug("{url} by GET: {error}", url=url, error=error)
-        data = await self._fetcher.fetch(url, LARGEST_ANSWER, question, reach)
-        self._keep(_answerKey(subject), data, verifyAnswer(data, subject, self._now()).until)
+        try:
+            if not short:
+                raise NotTaken("the question is too long for GET")
+            data = await self._fetcher.fetch(short, LARGEST_ANSWER, None, reach)
+            answer = verifyAnswer(data, subject, self._now())
+        except NotTaken as error:
+            self.log.debug("{url}: {error}; asking by POST", url=url, error=error)
+            data = await self._fetcher.fetch(url, LARGEST_ANSWER, question, reach)
+            answer = verifyAnswer(data, subject, self._now())
+        self._keep(_answerKey(subject), data, answer.until)
         return data
 
     async def _askLists(self, subject: Subject, reach: Reach) -> Answer | None:

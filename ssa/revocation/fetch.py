@@ -27,7 +27,7 @@ from twisted.python.threadpool import ThreadPool
 from ssa.api import InternetAddress
 from ssa.errors import Cause, SSAError, oneLine
 from ssa.resolve import Resolver
-from ssa.revocation.verdict import NoAnswer
+from ssa.revocation.verdict import NoAnswer, NotTaken
 
 __all__ = ["FETCH_TIME", "MOST_AT_ONE_TIME", "MOST_REDIRECTS", "MOST_WAITING", "Fetcher", "Place", "Reach", "Reply"]
 
@@ -213,7 +213,7 @@ class Fetcher:
             if reply.status == _OK:
                 return reply.body
             if reply.status not in _REDIRECTS or not reply.location or body is not None:
-                raise NoAnswer(f"the server answers with status {reply.status}")
+                raise NotTaken(f"the server answers with status {reply.status}")
             place = parsePlace(urljoin(place.url, oneLine(reply.location)), place.reach)
         raise NoAnswer(f"there are more than {MOST_REDIRECTS} redirects")
 

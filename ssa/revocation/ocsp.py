@@ -23,6 +23,7 @@ from ssa.revocation.verdict import (
     CLOCK_SKEW,
     Answer,
     NoAnswer,
+    NotTaken,
     Status,
     Subject,
     checkStrength,
@@ -78,7 +79,7 @@ def verifyAnswer(data: bytes, subject: Subject, now: float) -> Answer:
     try:
         response = ocsp.load_der_ocsp_response(data)
         if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-            raise NoAnswer(f"the responder says {response.response_status.name.lower()}")
+            raise NotTaken(f"the responder says {response.response_status.name.lower()}")
         _verifySigner(response, subject, now)
         return _find(response, subject, now)
     except NoAnswer:

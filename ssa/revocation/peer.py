@@ -7,6 +7,9 @@ They apply to each handshake, with a session that is resumed as well: what was g
 
 from __future__ import annotations
 
+import time
+
+from cryptography import x509
 from OpenSSL import SSL
 
 from ssa.errors import Cause
@@ -14,7 +17,11 @@ from ssa.options import SocketOptions
 from ssa.policy.profile import Profile
 from ssa.revocation.check import Revocation, Rules
 from ssa.revocation.fetch import Reach
-from ssa.tls.connection import peerCheckOf
+from ssa.revocation.ocsp import verifyAnswer
+from ssa.revocation.verdict import NoAnswer, Subject
+from ssa.tls.connection import PeerCheck, peerCheckOf
+from ssa.tls.loglist import findLogs
+from ssa.tls.transparency import checkTransparency
 
 __all__ = ["PeerJudge", "isStapling", "revocationRules"]
 
@@ -70,3 +77,26 @@ class PeerJudge:
             couldStaple=not self._isServer and not check.resumed,
         )
         await self._revocation.check(chain, check.stapled, rules)
+        if self._profile.certTransparency and not self._isServer and not check.resumed:
+            self._judgeTransparency(chain, check)
+
+    def _judgeTransparency(self, chain: tuple[x509.Certificate, ...], check: PeerCheck) -> None:
+        """
+        Check that enough logs know a server's certificate.  A resumed session began with a handshake that was checked.
+
+        @raise SSAError: EKEYREJECTED.
+        """
+        path = self._profile.transparencyLogs
+        if not path:
+            raise Cause.TRANSPARENCY.error("VerifyCertTransparency is on, and TransparencyLogs names no list of logs")
+        try:
+            logs = findLogs(path)
+        except ValueError as error:
+            raise Cause.TRANSPARENCY.error(str(error)) from None
+        now = time.time()
+        stapled = check.stapled
+        try:
+            verifyAnswer(stapled, Subject(chain[0], chain[1] if len(chain) > 1 else chain[0]), now)
+        except NoAnswer:
+            stapled = b""
+        checkTransparency(chain, stapled, None, logs, now)

@@ -29,6 +29,7 @@ __all__ = [
     "SOURCES",
     "Answer",
     "NoAnswer",
+    "NotTaken",
     "Status",
     "Subject",
     "checkStrength",
@@ -61,6 +62,10 @@ class NoAnswer(Exception):
 
     Its text is a clause for a person: C{"it was signed by somebody else"}.
     """
+
+
+class NotTaken(NoAnswer):
+    """A server or responder does not take a question, at least not in this way."""
 
 
 class Status(Enum):
