@@ -284,7 +284,11 @@ def redirect(to: str) -> Reply:
 
 @contextlib.contextmanager
 def opensslResponder(
-    directory: Path, ca: CA, good: Sequence[x509.Certificate], revoked: Sequence[x509.Certificate] = ()
+    directory: Path,
+    ca: CA,
+    good: Sequence[x509.Certificate],
+    revoked: Sequence[x509.Certificate] = (),
+    port: int = 0,
 ) -> Iterator[str]:
     """
     C{openssl ocsp}, with a delegated signer.
@@ -292,6 +296,7 @@ def opensslResponder(
     @param directory: for its files.
     @param good: what it knows.
     @param revoked: and of what it knows that it is revoked.  Anything else is unknown to it.
+    @param port: where it listens; 0 for a free one.
     @return: its URL.
     """
     signer, key = delegate(ca)
@@ -307,7 +312,7 @@ def opensslResponder(
             index.write(f"{'R' if when else 'V'}\t{end}\t{when}\t{serial}\tunknown\t/CN=x\n")
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            ["openssl", "ocsp", "-port", "0", "-index", "index.txt", "-CA", "ca.pem", "-rsigner", "signer.pem",
+            ["openssl", "ocsp", "-port", str(port), "-index", "index.txt", "-CA", "ca.pem", "-rsigner", "signer.pem",
              "-rkey", "signer.key", "-ndays", "1", "-timeout", "10"],
             cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
