@@ -16,6 +16,7 @@ import json
 import os
 import stat
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -110,9 +111,10 @@ def findLogs(path: str) -> LogList:
     return found
 
 
+@lru_cache(maxsize=_MOST_KEPT)
 def parseLogs(data: bytes) -> LogList:
     """
-    Read a list.
+    Read a list; the last ones are remembered.
 
     @param data: JSON.
     @raise ValueError: with what is wrong.
