@@ -151,13 +151,14 @@ class _Factory:
             close(sock, reset=False)
             raise
         try:
+            begun = self._clock.seconds()
             connection = await handshake.start()
         except SSAError as error:
             if error.errno == errno.ECANCELED:
                 raise CancelledError from error
             raise
         try:
-            await self._judge.judge(connection)
+            await self._judge.judge(connection, self._profile.handshakeTimeout - (self._clock.seconds() - begun))
         except BaseException:
             close(sock, reset=False)
             raise

@@ -28,8 +28,8 @@ __all__ = ["LARGEST_CACHE", "MOST_ENTRIES", "Cache", "Directory", "Entry", "Key"
 MOST_ENTRIES = 4096
 """How many answers are kept, in memory and on disk each."""
 
-LARGEST_CACHE = 128 * 1024 * 1024
-"""How many bytes they may have together, in memory and on disk each."""
+LARGEST_CACHE = 64 * 1024 * 1024
+"""How many bytes they may have together, in memory and on disk each.  A list that has been read takes twice its size."""
 
 _MAGIC = b"ssa-revocation 1"
 _LONGEST_HEADER = 256

@@ -177,7 +177,7 @@ class Revocation:
                 raise
             silent = [subject for subject in subjects if subject.answer is None]
             subject = silent[0] if silent else subjects[0]
-            subject.said.append(f"more than {rules.timeout:g} s have passed (RevocationTimeout)")
+            subject.said.append(f"more than {rules.timeout:.3g} s have passed (RevocationTimeout, HandshakeTimeout)")
             raise noDefiniteAnswer(subject, _REQUIRED) from None
         finally:
             if timer.active():

@@ -9,7 +9,7 @@ import errno
 import socket
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import ConnectError, ConnectionLost
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IReactorTime, IStreamClientEndpoint
@@ -63,11 +63,23 @@ class HTTPClient:
             response = await agent.request(method, place.url.encode("ascii"), headers, producer)
             content = await _read(response, most)
         except (ResponseFailed, ConnectionLost) as error:
-            if endpoint.exceeded:
-                raise NoAnswer(f"the server sent more than {most} bytes") from None
+            if any(isinstance(reason.value, CancelledError) for reason in getattr(error, "reasons", ())):
+                raise CancelledError from None
+            self._checkSize(endpoint, most)
             raise NoAnswer(f"the server's reply is not HTTP, or incomplete ({type(error).__name__})") from None
+        self._checkSize(endpoint, most)
         locations = response.headers.getRawHeaders(b"location") or [b""]
         return Reply(response.code, locations[0].decode("ascii", "backslashreplace"), content)
+
+    @staticmethod
+    def _checkSize(endpoint: _Endpoint, most: int) -> None:
+        """
+        Tell a connection that was cut because too much came from one that has ended.
+
+        @raise NoAnswer: it was cut.
+        """
+        if endpoint.exceeded:
+            raise NoAnswer(f"the server sent more than {most} bytes")
 
 
 @implementer(IBodyProducer)

@@ -55,10 +55,11 @@ class PeerJudge:
         self._options = options
         self._isServer = isServer
 
-    async def judge(self, connection: SSL.Connection) -> None:
+    async def judge(self, connection: SSL.Connection, left: float) -> None:
         """
         Judge a peer whose handshake has succeeded.
 
+        @param left: seconds that are left of HandshakeTimeout.
         @raise SSAError: EKEYREVOKED or EKEYREJECTED; nothing has been sent to the peer then but the handshake.
         """
         required, sources = revocationRules(self._profile, self._options)
@@ -72,13 +73,14 @@ class PeerJudge:
         rules = Rules(
             required,
             sources,
-            min(self._profile.revocationTimeout, self._profile.handshakeTimeout),
+            max(0.0, min(self._profile.revocationTimeout, left)),
             Reach.PUBLIC if self._options.trusted else Reach.ANY,
             couldStaple=not self._isServer and not check.resumed,
         )
         await self._revocation.check(chain, check.stapled, rules)
         if self._profile.certTransparency and not self._isServer and not check.resumed:
             self._judgeTransparency(chain, check)
+        check.stapled, check.timestamps = b"", None  # an established connection does not hold them
 
     def _judgeTransparency(self, chain: tuple[x509.Certificate, ...], check: PeerCheck) -> None:
         """
@@ -99,4 +101,4 @@ class PeerJudge:
             verifyAnswer(stapled, Subject(chain[0], chain[1] if len(chain) > 1 else chain[0]), now)
         except NoAnswer:
             stapled = b""
-        checkTransparency(chain, stapled, None, logs, now)
+        checkTransparency(chain, stapled, check.timestamps, logs, now)

@@ -5,10 +5,12 @@ Revocation, stapling and transparency from the socket call to the network: a rea
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Coroutine
@@ -25,8 +27,8 @@ from twisted.trial.unittest import SkipTest
 from ssa.api import InternetAddress, Option
 from ssa.policy.profile import Policy, Profile
 from ssa.service import Daemon
-from ssa.test.badservers import Serve, running
-from ssa.test.ctlogs import TestLog, issueLogged, logListBytes
+from ssa.test.badservers import Serve, running, stapling
+from ssa.test.ctlogs import TestLog, issueLogged, logListBytes, timestampList, wholeEntry
 from ssa.test.loopback import Program
 from ssa.test.pki import CA, Credential, testCA
 from ssa.test.responders import DAY, Web, ocspAnswer, opensslResponder, points, revocationList, slow
@@ -34,33 +36,6 @@ from ssa.test.test_daemon import DaemonCase, after, reactor
 
 REVOKED = ocsp.OCSPCertStatus.REVOKED
 NAME = "server.example"
-
-
-def stapling(credential: Credential, answer: bytes = b"", version: int = 0) -> Serve:
-    """A server that staples an answer, and says one word."""
-    context = SSL.Context(SSL.TLS_SERVER_METHOD)
-    context.use_privatekey(crypto.PKey.from_cryptography_key(credential.key))
-    context.use_certificate(crypto.X509.from_cryptography(credential.certificate))
-    for certificate in credential.chain[1:]:
-        context.add_extra_chain_cert(crypto.X509.from_cryptography(certificate))
-    if version:
-        context.set_min_proto_version(version)
-        context.set_max_proto_version(version)
-    context.set_ocsp_server_callback(lambda connection, data: answer)
-
-    def serve(sock: socket.socket) -> None:
-        sock.setblocking(True)
-        connection = SSL.Connection(context, sock)
-        connection.set_accept_state()
-        try:
-            connection.do_handshake()
-            connection.send(b"hello")
-            while connection.recv(100):
-                pass
-        except SSL.Error:
-            pass
-
-    return serve
 
 
 class CheckedCase(DaemonCase):
@@ -430,6 +405,52 @@ class TransparencyTests(CheckedCase):
             number, text = await self.connectTo(stapling(bad))
             self.assertEqual(errno.EKEYREJECTED, number)
             self.assertIn("transparency logs: in the certificate: ", text)
+
+    async def test_extension(self) -> None:
+        """Timestamps in the handshake, with each version of TLS, from openssl s_server; and what it takes when they are bad."""
+        if shutil.which("openssl") is None:
+            raise SkipTest("there is no openssl")
+        own = testCA().issue([NAME])
+        (self.folder / "own.pem").write_bytes(own.chainPEM)
+        (self.folder / "own.key").write_bytes(own.keyPEM)
+        entry = wholeEntry(own.certificate)
+        good = timestampList(self.A.sign(entry), self.B.sign(entry))
+        bad = timestampList(self.A.sign(entry), self.B.sign(entry + b"x"))
+        for version in ("-tls1_2", "-tls1_3"):
+            for stamps, number in ((good, 0), (bad, errno.EKEYREJECTED), (b"", errno.EKEYREJECTED)):
+                result = await self.servedWith(version, stamps)
+                self.assertEqual(number, result[0], result[1])
+                if number:
+                    count = "1 of 2" if stamps else "0 of 0"
+                    self.assertIn(f"in the handshake and the OCSP answer: {count} count", result[1])
+
+    async def servedWith(self, version: str, stamps: bytes) -> tuple[int, str]:
+        """Connect to openssl s_server, which sends a list of timestamps in its extension."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command = ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", "own.pem", "-key", "own.key"]
+        command += [version, "-www"]
+        if stamps:
+            # CLIENT_HELLO, TLS1_2_SERVER_HELLO and TLS1_3_CERTIFICATE: SSL_CTX_use_serverinfo_ex(3), version 2.
+            block = base64.encodebytes(struct.pack("!IHH", 0x1180, 18, len(stamps)) + stamps).decode()
+            text = f"-----BEGIN SERVERINFOV2 FOR SCT-----\n{block}-----END SERVERINFOV2 FOR SCT-----\n"
+            (self.folder / "info.pem").write_text(text)
+            command += ["-serverinfo", "info.pem"]
+        devnull = subprocess.DEVNULL
+        process = subprocess.Popen(command, cwd=self.folder, stdin=devnull, stdout=devnull, stderr=devnull)
+        try:
+            for _ in range(200):
+                program = await self.newClient()
+                number = await self.interceptor.connect(program, InternetAddress(socket.AF_INET, "127.0.0.1", port))
+                text = await self.interceptor.error(program)
+                self.interceptor.close(program)
+                if number != errno.ECONNREFUSED:
+                    break
+                await after(0.05)
+            return number, text
+        finally:
+            process.terminate()
+            process.wait(10)
 
     async def test_noList(self) -> None:
         """A list that is gone refuses everybody, and says so."""

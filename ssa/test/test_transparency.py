@@ -27,11 +27,13 @@ from ssa.test.ctlogs import (
     logList,
     logListBytes,
     timestampList,
+    vector,
     wholeEntry,
 )
 from ssa.test.pki import Credential, otherCA, testCA
 from ssa.test.responders import ocspAnswer
 from ssa.tls.loglist import findLogs, parseLogs
+from ssa.tls.timestamps import canAskForTimestamps, timestampsOfMessage
 from ssa.tls.transparency import CLOCK_SKEW, checkTransparency, parseTimestamps
 
 A, B, C = TestLog("a"), TestLog("b"), TestLog("c")
@@ -225,6 +227,36 @@ class TimestampListTests(SynchronousTestCase):
         for bad in (b"", b"\0", good[:-1], good + b"x", timestampList(A.sign(b"x")[:-1]), timestampList(A.sign(b"x") + b"x")):
             self.assertRaises(ValueError, parseTimestamps, bad)
         self.assertRaises(ValueError, parseTimestamps, timestampList(*[A.sign(b"x")] * 65))
+
+
+class MessageTests(SynchronousTestCase):
+    """L{timestampsOfMessage}."""
+
+    @staticmethod
+    def message(*extensions: tuple[int, bytes]) -> bytes:
+        """A Certificate message with one certificate, of RFC 8446 section 4.4.2."""
+        listed = b"".join(kind.to_bytes(2, "big") + vector(data) for kind, data in extensions)
+        entry = b"\0\0\3abc" + vector(listed)
+        body = b"\0" + len(entry).to_bytes(3, "big") + entry
+        return b"\x0b" + len(body).to_bytes(3, "big") + body
+
+    def test_found(self) -> None:
+        """Among others, first or last, or not at all."""
+        stamps = timestampList(A.sign(b"x"))
+        self.assertEqual(stamps, timestampsOfMessage(self.message((18, stamps), (5, b"y"))))
+        self.assertEqual(stamps, timestampsOfMessage(self.message((5, b"y"), (18, stamps))))
+        self.assertEqual(b"", timestampsOfMessage(self.message((5, b"y"))))
+        self.assertEqual(b"", timestampsOfMessage(self.message()))
+
+    def test_cutOff(self) -> None:
+        """A message that ends anywhere."""
+        whole = self.message((5, b"y"), (18, b"stamps"))
+        for size in range(len(whole)):
+            self.assertRaises(ValueError, timestampsOfMessage, whole[:size])
+
+    def test_available(self) -> None:
+        """The pyOpenSSL of the tests can be asked."""
+        self.assertTrue(canAskForTimestamps())
 
 
 class LogListTests(SynchronousTestCase):

@@ -37,6 +37,8 @@ class PeerCheck:
     @ivar refusal: why the handshake was refused by a check of ours; C{None} while nothing speaks against the peer.
     @ivar resumed: whether the handshake resumed a session.
     @ivar stapled: the OCSP answer that the peer has stapled, as it came; empty if none.
+    @ivar timestamps: the list of certificate timestamps that the peer has sent in an extension of the handshake; empty if none,
+        C{None} if it was not asked for them.
     """
 
     def __init__(self, identity: Identity | None, hasCredential: bool) -> None:
@@ -46,6 +48,7 @@ class PeerCheck:
         self.refusal: SSAError | None = None
         self.resumed = False
         self.stapled = b""
+        self.timestamps: bytes | None = None
 
     def verifiedChain(self, connection: SSL.Connection) -> tuple[x509.Certificate, ...]:
         """

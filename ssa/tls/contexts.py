@@ -33,6 +33,7 @@ from ssa.tls.certificates import (
 )
 from ssa.tls.connection import PeerCheck, keepStapled, peerCheckOf, verifyPeer
 from ssa.tls.identity import Identity, parseName
+from ssa.tls.timestamps import askForTimestamps, canAskForTimestamps
 from ssa.tls.trust import TrustStore, customStore, findStore
 
 __all__ = ["ContextCache", "ServerContexts", "clientConnection", "serverConnection", "serverContexts"]
@@ -171,6 +172,7 @@ def clientConnection(
         profile.cipherList,
         profile.cipherSuites,
         profile.certVerificationDepth,
+        profile.certTransparency,
         store.version,
         tuple(credential.fingerprint() for credential in credentials),
     )
@@ -178,7 +180,10 @@ def clientConnection(
         key, profile.limits.maxCachedContexts, lambda: _clientContext(profile, store, credentials)
     )
     connection = SSL.Connection(context, sock)
-    connection.set_app_data(PeerCheck(identity, bool(credentials)))
+    check = PeerCheck(identity, bool(credentials))
+    connection.set_app_data(check)
+    if profile.certTransparency and canAskForTimestamps():
+        check.timestamps = b""
     if identity.serverName is not None:
         connection.set_tlsext_host_name(identity.serverName)
     if options.protocols:
@@ -205,6 +210,8 @@ def _clientContext(profile: Profile, store: TrustStore, credentials: Sequence[Cr
     context.set_verify(SSL.VERIFY_PEER, verifyPeer)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_ocsp_client_callback(keepStapled)
+    if profile.certTransparency:
+        askForTimestamps(context)
     _use(context, credentials)
     return context
 
