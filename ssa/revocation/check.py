@@ -30,6 +30,7 @@ from ssa.revocation.inflight import InFlight, firstDefinite
 from ssa.revocation.ocsp import LARGEST_ANSWER, makeQuestion, questionURL, verifyAnswer
 from ssa.revocation.verdict import (
     LONGEST_LIFE,
+    MALFORMED,
     Answer,
     NoAnswer,
     NotTaken,
@@ -122,7 +123,7 @@ class Revocation:
         """
         try:
             await self._check(chain, stapled, rules)
-        except (ValueError, TypeError, x509.DuplicateExtension) as error:
+        except MALFORMED as error:
             described = describeCertificate(chain[0])
             raise Cause.REVOCATION_UNKNOWN.error(f"the certificate's extensions are malformed: {error} {described}") from None
 

@@ -4,22 +4,34 @@ Revocation lists: RFC 5280 section 5.  No I/O; but a list may have megabytes, an
 
 Only complete lists by the certificate's own issuer count.  Delta lists, indirect ones and those for some reasons only are
 no answer: what they leave out would be taken for good.
+
+The library that parses lists holds the interpreter's lock meanwhile, half a second for the largest ones, and so holds up all
+threads.  It is given what a list says about itself; its entries are hashed and searched here, in steps that let others go on.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
-from ssa.revocation.verdict import Answer, NoAnswer, Status, Subject, checkStrength, checkTimes
+from ssa.revocation.verdict import MALFORMED, Answer, NoAnswer, Status, Subject, checkStrength, checkTimes
 
 __all__ = ["LARGEST_LIST", "RevocationList", "readList"]
 
 LARGEST_LIST = 16 * 1024 * 1024
 """The most bytes of a list."""
+
+_LARGEST_PEM = 1024 * 1024
+_STEP = 512 * 1024  # bytes that are searched at once: below a millisecond
+
+_SEQUENCE, _TIMES = 0x30, (0x17, 0x18)
 
 _UNDERSTOOD = frozenset(
     {
@@ -33,6 +45,113 @@ _UNDERSTOOD = frozenset(
 )
 
 
+class _Layout:
+    """
+    Where things are in a C{CertificateList}: RFC 5280 section 5.1.
+
+    @ivar signed: the bounds of C{tbsCertList}, with its header.
+    @ivar entries: the bounds of the content of C{revokedCertificates}; equal if there is none.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        """@raise ValueError: it is no such list."""
+        self.data = data
+        begin, end = _content(data, 0, len(data), _SEQUENCE)
+        if end != len(data):
+            raise ValueError("something follows it")
+        parts = _elements(data, begin, end, 3)
+        if len(parts) != 3:
+            raise ValueError("it has not the three parts of a list")
+        self.signed = parts[0]
+        self._rest = data[parts[1][0] : parts[2][1]]
+        fields = _elements(data, *_content(data, *self.signed, _SEQUENCE), 7)
+        times = [index for index, (at, _) in enumerate(fields) if data[at] in _TIMES]
+        if len(fields) < 3 or not times:
+            raise ValueError("it lacks an issuer or a time")
+        after = times[-1] + 1
+        self._before = data[fields[0][0] : fields[after - 1][1]]
+        algorithm = data[slice(*fields[0 if data[fields[0][0]] == _SEQUENCE else 1])]
+        if algorithm != data[slice(*parts[1])]:
+            raise ValueError("the two signature algorithms in it differ")
+        self.entries = (0, 0)
+        if after < len(fields) and data[fields[after][0]] == _SEQUENCE:
+            self.entries = _content(data, *fields[after], _SEQUENCE)
+            after += 1
+        self._after = data[fields[after][0] : fields[-1][1]] if after < len(fields) else b""
+
+    def parsed(self, entry: bytes = b"") -> x509.CertificateRevocationList:
+        """Give the library the list without its entries, or with one."""
+        entries = _der(_SEQUENCE, entry) if entry else b""
+        signed = _der(_SEQUENCE, self._before + entries + self._after)
+        return x509.load_der_x509_crl(_der(_SEQUENCE, signed + self._rest))
+
+    def find(self, serial: int) -> bytes:
+        """
+        Find the entry of a serial number.
+
+        @return: empty if there is none.
+        """
+        size = serial.bit_length() // 8 + 1
+        number = _der(0x02, serial.to_bytes(size, "big"))
+        begin, end = self.entries
+        while begin < end:
+            # An integer has one encoding in DER: what is not found as bytes is not there.
+            if self.data.find(number, begin, min(end, begin + _STEP + len(number))) >= 0:
+                return self._walk(number)
+            begin += _STEP
+        return b""
+
+    def _walk(self, number: bytes) -> bytes:
+        """Look at one entry after the other: the bytes may have been something else than a serial number."""
+        at, end = self.entries
+        while at < end:
+            first, after = _content(self.data, at, end, _SEQUENCE)
+            if self.data.startswith(number, first, after):
+                return self.data[at:after]
+            at = after
+        return b""
+
+
+def _content(data: bytes, at: int, end: int, tag: int) -> tuple[int, int]:
+    """
+    Read an element's header: X.690 section 8.1.
+
+    @return: the bounds of its content.
+    @raise ValueError: it is another element, or does not end before C{end}.
+    """
+    if end - at < 2 or data[at] != tag:
+        raise ValueError("an element of it is missing or of another kind")
+    length, at = data[at + 1], at + 2
+    if length & 0x80:
+        size = length & 0x7F
+        if not 0 < size <= 4 or at + size > end:
+            raise ValueError("the length of an element is malformed")
+        length, at = int.from_bytes(data[at : at + size], "big"), at + size
+    if at + length > end:
+        raise ValueError("it is cut off")
+    return at, at + length
+
+
+def _elements(data: bytes, at: int, end: int, most: int) -> list[tuple[int, int]]:
+    """List the bounds of elements that follow each other, with their headers."""
+    found = []
+    while at < end:
+        _, after = _content(data, at, end, data[at])
+        found.append((at, after))
+        at = after
+        if len(found) > most:
+            raise ValueError("it has too many parts")
+    return found
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    if size < 0x80:
+        return bytes((tag, size)) + content
+    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(length))) + length + content
+
+
 class RevocationList:
     """
     A list that was signed by an issuer.
@@ -41,10 +160,11 @@ class RevocationList:
     @ivar size: its bytes.
     """
 
-    def __init__(self, issuerID: bytes, parsed: x509.CertificateRevocationList, size: int) -> None:
+    def __init__(self, issuerID: bytes, layout: _Layout, parsed: x509.CertificateRevocationList) -> None:
         """See L{readList}."""
         self.issuerID = issuerID
-        self.size = size
+        self.size = len(layout.data)
+        self._layout = layout
         self._parsed = parsed
 
     def until(self, now: float) -> float:
@@ -65,13 +185,14 @@ class RevocationList:
         if subject.issuerID != self.issuerID:
             raise NoAnswer("it is another issuer's")
         until = self.until(now)
+        serial = subject.certificate.serial_number
         try:
             _checkScope(self._parsed, subject)
-            entry = self._parsed.get_revoked_certificate_by_serial_number(subject.certificate.serial_number)
-            if entry is None:
+            entry = self._layout.find(serial)
+            if not entry:
                 return Answer(Status.GOOD, until)
-            return Answer(Status.REVOKED, until, _detail(entry))
-        except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+            return Answer(Status.REVOKED, until, _detail(self._layout.parsed(entry), serial))
+        except MALFORMED as error:
             raise NoAnswer(f"it is malformed: {error}") from None
 
 
@@ -85,13 +206,17 @@ def readList(data: bytes, subject: Subject) -> RevocationList:
     if len(data) > LARGEST_LIST:
         raise NoAnswer(f"it has {len(data)} bytes, at most {LARGEST_LIST} are allowed")
     try:
-        isPEM = data.lstrip()[:11] == b"-----BEGIN "
-        parsed = x509.load_pem_x509_crl(data) if isPEM else x509.load_der_x509_crl(data)
+        if data[:11] == b"-----BEGIN ":
+            if len(data) > _LARGEST_PEM:
+                raise NoAnswer(f"it is PEM and has more than {_LARGEST_PEM} bytes; lists are published as DER")
+            data = x509.load_pem_x509_crl(data).public_bytes(Encoding.DER)
+        layout = _Layout(data)
+        parsed = layout.parsed()
         _checkExtensions(parsed)
-        _verifySigner(parsed, subject.issuer)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+        _verifySigner(parsed, layout, subject.issuer)
+    except MALFORMED as error:
         raise NoAnswer(f"it is malformed: {error}") from None
-    return RevocationList(subject.issuerID, parsed, len(data))
+    return RevocationList(subject.issuerID, layout, parsed)
 
 
 def _checkExtensions(parsed: x509.CertificateRevocationList) -> None:
@@ -102,7 +227,7 @@ def _checkExtensions(parsed: x509.CertificateRevocationList) -> None:
             raise NoAnswer(f"it has the critical extension {extension.oid.dotted_string}, which is not understood")
 
 
-def _verifySigner(parsed: x509.CertificateRevocationList, issuer: x509.Certificate) -> None:
+def _verifySigner(parsed: x509.CertificateRevocationList, layout: _Layout, issuer: x509.Certificate) -> None:
     if parsed.issuer != issuer.subject:
         raise NoAnswer("it is by another issuer than the certificate's")
     try:
@@ -111,9 +236,25 @@ def _verifySigner(parsed: x509.CertificateRevocationList, issuer: x509.Certifica
     except x509.ExtensionNotFound:
         pass
     key = issuer.public_key()
-    checkStrength(key, parsed.signature_hash_algorithm)
-    if not parsed.is_signature_valid(key):  # type: ignore[arg-type]  # other kinds of keys raise TypeError
-        raise NoAnswer("its signature is wrong")
+    algorithm = parsed.signature_hash_algorithm
+    checkStrength(key, algorithm)
+    signed = memoryview(layout.data)[slice(*layout.signed)]
+    parameters = parsed.signature_algorithm_parameters
+    try:
+        if isinstance(key, (ed25519.Ed25519PublicKey, ed448.Ed448PublicKey)):
+            key.verify(parsed.signature, signed)
+            return
+        if algorithm is None:
+            raise NoAnswer("its signature algorithm does not fit its signer's key")
+        digest = hashlib.new(algorithm.name, signed).digest()  # without the interpreter's lock
+        if isinstance(key, rsa.RSAPublicKey) and isinstance(parameters, (padding.PKCS1v15, padding.PSS)):
+            key.verify(parsed.signature, digest, parameters, Prehashed(algorithm))
+        elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(parameters, ec.ECDSA):
+            key.verify(parsed.signature, digest, ec.ECDSA(Prehashed(algorithm)))
+        else:
+            raise NoAnswer("its signature algorithm does not fit its signer's key")
+    except InvalidSignature:
+        raise NoAnswer("its signature is wrong") from None
 
 
 def _checkScope(parsed: x509.CertificateRevocationList, subject: Subject) -> None:
@@ -152,10 +293,14 @@ def _uri(name: x509.GeneralName) -> str:
     return name.value if isinstance(name, x509.UniformResourceIdentifier) else ""
 
 
-def _detail(entry: x509.RevokedCertificate) -> str:
+def _detail(parsed: x509.CertificateRevocationList, serial: int) -> str:
+    """Say when and why, from a list with one entry."""
+    entry = parsed.get_revoked_certificate_by_serial_number(serial)
+    if entry is None:
+        raise ValueError("an entry cannot be read")
     detail = f"it was revoked on {entry.revocation_date_utc:%Y-%m-%d %H:%M:%S} UTC"
     try:
         reason = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
-    except (x509.ExtensionNotFound, ValueError, x509.DuplicateExtension):
+    except (x509.ExtensionNotFound, *MALFORMED):
         return detail
     return f"{detail} ({reason.value})"

@@ -12,7 +12,7 @@ import base64
 from urllib.parse import quote
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ssa.revocation.verdict import (
     CLOCK_SKEW,
+    MALFORMED,
     Answer,
     NoAnswer,
     NotTaken,
@@ -84,7 +85,7 @@ def verifyAnswer(data: bytes, subject: Subject, now: float) -> Answer:
         return _find(response, subject, now)
     except NoAnswer:
         raise
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except MALFORMED as error:
         raise NoAnswer(f"it is malformed: {error}") from None
 
 
@@ -182,7 +183,7 @@ def _checkDelegated(certificate: x509.Certificate, issuer: x509.Certificate, now
     """
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+    except (InvalidSignature, *MALFORMED):
         raise NoAnswer("its signer's certificate was not issued by the certificate's issuer") from None
     checkStrength(issuer.public_key(), certificate.signature_hash_algorithm)
     extensions = certificate.extensions

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from OpenSSL import crypto
 from twisted.internet.defer import CancelledError, Deferred
@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from ssa.revocation.check import MOST_URLS, Revocation
 from ssa.revocation.fetch import Reach
-from ssa.revocation.verdict import NoAnswer, Status, Subject
+from ssa.revocation.verdict import MALFORMED, NoAnswer, Status, Subject
 from ssa.tls.certificates import describeCertificate
 
 __all__ = ["LONGEST_PAUSE", "SHORTEST_PAUSE", "Staple", "Staples", "subjectOf"]
@@ -57,7 +57,7 @@ def _hasIssued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
         return False
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+    except (InvalidSignature, *MALFORMED):
         return False
     return True
 
@@ -256,7 +256,7 @@ class Staples:
                 if not subject.responders():
                     raise NoAnswer("it names no OCSP responder")
                 reach = Reach.ANY if isAdministrators or _isTrusted(chain, trusted()) else Reach.PUBLIC
-            except (NoAnswer, ValueError, x509.DuplicateExtension) as error:
+            except (NoAnswer, *MALFORMED) as error:
                 described = describeCertificate(chain[0])
                 self.log.warn("nothing is stapled: {error} {certificate}", error=error, certificate=described)
                 return b""

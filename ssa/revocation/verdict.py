@@ -26,6 +26,7 @@ __all__ = [
     "CLOCK_SKEW",
     "LONGEST_LIFE",
     "LONGEST_WITHOUT_END",
+    "MALFORMED",
     "SOURCES",
     "Answer",
     "NoAnswer",
@@ -51,6 +52,9 @@ LONGEST_WITHOUT_END = 86400.0
 
 LONGEST_LIFE = 7 * 86400.0
 """Seconds for which an answer is kept at most, whatever it says itself."""
+
+MALFORMED = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion)
+"""What the library raises for certificates, answers and lists that are malformed, or of a kind that it does not know."""
 
 _SMALLEST_RSA_KEY = 2048
 _WEAK = (hashes.MD5, hashes.SHA1)

@@ -7,10 +7,12 @@ import time
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.trial.unittest import SynchronousTestCase
 
-from ssa.revocation.crl import LARGEST_LIST, readList
+from ssa.revocation.crl import LARGEST_LIST, _der, _Layout, readList
 from ssa.revocation.verdict import Answer, NoAnswer, Status, Subject
 from ssa.test.pki import CA, otherCA, testCA, testKey
 from ssa.test.responders import DAY, HOUR, points, revocationList
@@ -30,6 +32,33 @@ def scope(**more: Any) -> list[tuple[x509.ExtensionType, bool]]:
         "only_contains_attribute_certs": False,
     }
     return [(x509.IssuingDistributionPoint(**(values | more)), True)]
+
+
+class _WithSerial:
+    """A certificate with another serial number."""
+
+    def __init__(self, certificate: x509.Certificate, serial: int) -> None:
+        self.serial_number = serial
+        self.extensions = certificate.extensions
+
+
+def _subject(certificate: Any) -> Subject:
+    return Subject(certificate, testCA().certificate)
+
+
+def _entryOf(data: bytes) -> bytes:
+    """The entries of a list."""
+    layout = _Layout(data)
+    return data[slice(*layout.entries)]
+
+
+def _withEntries(data: bytes, entries: bytes) -> bytes:
+    """The test root's list with other entries, signed again."""
+    layout = _Layout(data)
+    signed = _der(0x30, layout._before + _der(0x30, entries) + layout._after)
+    key: Any = testCA().key
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")
+    return _der(0x30, signed + algorithm + _der(0x03, b"\0" + key.sign(signed, ec.ECDSA(hashes.SHA256()))))
 
 
 class ListTests(SynchronousTestCase):
@@ -110,6 +139,51 @@ class ListTests(SynchronousTestCase):
         unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.55555.2"), b"\x05\x00")
         self.refused("55555.2", revocationList(testCA(), extensions=[(unknown, True)]))
         self.assertEqual(Status.GOOD, self.answer(revocationList(testCA(), extensions=[(unknown, False)])).status)
+
+    def test_everySerial(self) -> None:
+        """Serial numbers of every length, among others that hold their bytes, and none."""
+        serials = [1, 0x7F, 0x80, 0xFF, 0x8000, 0x020101, (1 << 159) - 1, 0x0201010201010201010201]
+        for number, own in enumerate(serials):
+            for listed in ([], serials, serials[:number] + serials[number + 1 :]):
+                parsed = readList(revocationList(testCA(), listed), self.subject)
+                certificate: Any = _WithSerial(self.certificate, own)
+                answer = parsed.answer(_subject(certificate), time.time())
+                self.assertEqual(Status.REVOKED if own in listed else Status.GOOD, answer.status, f"{own:x} in {listed}")
+
+    def test_large(self) -> None:
+        """Nearly as much as is allowed, the certificate's own entry in the middle, at the end, or missing."""
+        other = revocationList(testCA(), [1 << 100])
+        own = revocationList(testCA(), [self.certificate.serial_number])
+        filler = _entryOf(other)
+        count = (LARGEST_LIST - 4096) // len(filler) // 2
+        for entries, expected in (
+            (filler * (2 * count), Status.GOOD),
+            (filler * count + _entryOf(own) + filler * count, Status.REVOKED),
+            (filler * (2 * count) + _entryOf(own), Status.REVOKED),
+        ):
+            data = _withEntries(other, entries)
+            self.assertGreater(len(data), LARGEST_LIST - 8192)
+            self.assertEqual(expected, self.answer(data).status)
+        changed = bytearray(data)
+        changed[len(changed) // 2] ^= 1
+        self.refused("signature is wrong", bytes(changed))
+
+    def test_rsa(self) -> None:
+        """An authority with another kind of key."""
+        ca = CA("rsa", key=testKey("rsa", 7))
+        certificate = ca.issue().certificate
+        subject = Subject(certificate, ca.certificate)
+        self.assertEqual(Status.REVOKED, self.answer(revocationList(ca, [certificate.serial_number]), subject).status)
+        self.refused("signature is wrong", revocationList(ca, key=testKey("rsa", 8)), subject)
+
+    def test_cutAnywhere(self) -> None:
+        """A list that ends anywhere, and one with any byte changed."""
+        data = revocationList(testCA(), [self.certificate.serial_number])
+        for size in range(len(data)):
+            self.assertRaises(NoAnswer, readList, data[:size], self.subject)
+        for at in range(len(data)):
+            changed = data[:at] + bytes((data[at] ^ 0x01,)) + data[at + 1 :]
+            self.assertRaises(NoAnswer, readList, changed, self.subject)
 
     def test_anotherIssuersSubject(self) -> None:
         """A list is never asked about another issuer's certificate."""

@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from ssa.embedded import cacheOf
 from ssa.revocation.cache import Cache, Directory, Entry, Key
 from ssa.revocation.inflight import InFlight, firstDefinite
 from ssa.revocation.verdict import LONGEST_LIFE
@@ -164,6 +165,21 @@ class DirectoryTests(SynchronousTestCase):
         self.assertEqual({self.file(2).name, self.file(3).name}, set(os.listdir(self.path)))
         self.directory(mostBytes=200).prune()
         self.assertEqual([self.file(3).name], os.listdir(self.path))
+
+
+class PlaceTests(SynchronousTestCase):
+    """Where a user's own daemon keeps answers."""
+
+    def test_cacheOf(self) -> None:
+        """XDG Base Directory Specification: a path that is not absolute is ignored."""
+        for environment, expected in (
+            ({"XDG_CACHE_HOME": "/x", "HOME": "/home/u"}, "/x/ssa"),
+            ({"XDG_CACHE_HOME": "x", "HOME": "/home/u"}, "/home/u/.cache/ssa"),
+            ({"HOME": "/home/u"}, "/home/u/.cache/ssa"),
+            ({"HOME": ""}, ""),
+            ({}, ""),
+        ):
+            self.assertEqual(expected, cacheOf(environment))
 
 
 class InFlightTests(SynchronousTestCase):

@@ -212,7 +212,7 @@ def _judge(
     try:
         timestamps = read()
         signed = entry() if timestamps else b""
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion) as error:
         found.problems.append(f"the list is malformed: {error}")
         return
     found.number += len(timestamps)
