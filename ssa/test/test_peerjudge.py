@@ -34,20 +34,28 @@ class _Revocation:
             raise self.error
 
 
+class _Check(PeerCheck):
+    """Knows a chain."""
+
+    chain: tuple[x509.Certificate, ...] = ()
+
+    def verifiedChain(self, connection: object) -> tuple[x509.Certificate, ...]:
+        """The chain."""
+        return self.chain
+
+
 class _Connection:
     """What the judge asks a connection."""
 
     def __init__(self, chain: Sequence[x509.Certificate], resumed: bool) -> None:
         self.chain = chain
-        self.check = PeerCheck(None, False)
+        self.check = _Check(None, False)
+        self.check.chain = tuple(chain)
         self.check.resumed = resumed
         self.check.stapled = b"stapled"
 
     def get_app_data(self) -> PeerCheck:
         return self.check
-
-    def get_verified_chain(self, as_cryptography: bool) -> Sequence[x509.Certificate] | None:
-        return self.chain or None
 
     def get_peer_certificate(self) -> x509.Certificate | None:
         return self.chain[0] if self.chain else None
