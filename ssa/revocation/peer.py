@@ -8,8 +8,10 @@ They apply to each handshake, with a session that is resumed as well: what was g
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from OpenSSL import SSL
 
 from ssa.errors import Cause
@@ -24,6 +26,8 @@ from ssa.tls.loglist import findLogs
 from ssa.tls.transparency import checkTransparency
 
 __all__ = ["PeerJudge", "isStapling", "revocationRules"]
+
+_MOST_CHAINS = 1024
 
 
 def revocationRules(profile: Profile, options: SocketOptions) -> tuple[bool, frozenset[str]]:
@@ -54,6 +58,7 @@ class PeerJudge:
         self._profile = profile
         self._options = options
         self._isServer = isServer
+        self._chains: OrderedDict[bytes, tuple[x509.Certificate, ...]] = OrderedDict()
 
     async def judge(self, connection: SSL.Connection, left: float) -> None:
         """
@@ -64,8 +69,8 @@ class PeerJudge:
         """
         required, sources = revocationRules(self._profile, self._options)
         check = peerCheckOf(connection)
-        chain = check.verifiedChain(connection)
-        if not chain or (self._isServer and check.resumed and len(chain) == 1):
+        chain = self._chainOf(connection, check, required)
+        if not chain:
             # A client may have no certificate.  Everyone else who reaches this has shown one, perhaps when the session began.
             if required and not (self._isServer and connection.get_peer_certificate() is None):
                 raise Cause.REVOCATION_UNKNOWN.error("the peer's verified chain is not known any more")
@@ -81,6 +86,29 @@ class PeerJudge:
         if self._profile.certTransparency and not self._isServer and not check.resumed:
             self._judgeTransparency(chain, check)
         check.stapled, check.timestamps = b"", None  # an established connection does not hold them
+
+    def _chainOf(self, connection: SSL.Connection, check: PeerCheck, required: bool) -> tuple[x509.Certificate, ...]:
+        """
+        Find the verified chain, of a client that has resumed a session as well: the session holds the client's own
+        certificate only, and what a client sends need not go up to the root.  So the chains are kept here, for this listener.
+
+        @return: empty if there is none, or it is not known any more.
+        """
+        if not self._isServer or not required:
+            return check.verifiedChain(connection)
+        own = connection.get_peer_certificate(as_cryptography=True)
+        if own is None:
+            return ()
+        key = own.fingerprint(hashes.SHA256())
+        if check.resumed:
+            chain = self._chains.get(key, ())
+        else:
+            chain = self._chains[key] = check.verifiedChain(connection)
+        if chain:
+            self._chains.move_to_end(key)
+        if len(self._chains) > _MOST_CHAINS:
+            self._chains.popitem(last=False)
+        return chain
 
     def _judgeTransparency(self, chain: tuple[x509.Certificate, ...], check: PeerCheck) -> None:
         """

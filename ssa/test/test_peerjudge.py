@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ssa.errors import Cause, SSAError
 from ssa.options import SocketOptions
 from ssa.policy.profile import Profile
+from ssa.revocation import peer
 from ssa.revocation.check import Rules
 from ssa.revocation.fetch import Reach
 from ssa.revocation.peer import PeerJudge
@@ -57,7 +58,7 @@ class _Connection:
     def get_app_data(self) -> PeerCheck:
         return self.check
 
-    def get_peer_certificate(self) -> x509.Certificate | None:
+    def get_peer_certificate(self, as_cryptography: bool = False) -> x509.Certificate | None:
         return self.chain[0] if self.chain else None
 
 
@@ -73,9 +74,14 @@ class JudgeTests(SynchronousTestCase):
     def judge(
         self, profile: Profile, isServer: bool, resumed: bool = False, chain: Sequence[x509.Certificate] | None = None
     ) -> Deferred[None]:
+        return self.judgeWith(self.newJudge(profile, isServer), self.chain if chain is None else chain, resumed)
+
+    def newJudge(self, profile: Profile, isServer: bool) -> PeerJudge:
         revocation: Any = self.revocation
-        connection: Any = _Connection(self.chain if chain is None else chain, resumed)
-        judge = PeerJudge(revocation, profile, self.options, isServer)
+        return PeerJudge(revocation, profile, self.options, isServer)
+
+    def judgeWith(self, judge: PeerJudge, chain: Sequence[x509.Certificate], resumed: bool) -> Deferred[None]:
+        connection: Any = _Connection(chain, resumed)
         return Deferred.fromCoroutine(judge.judge(connection, self.left))
 
     def rules(self, profile: Profile, isServer: bool, resumed: bool = False) -> Rules:
@@ -93,10 +99,9 @@ class JudgeTests(SynchronousTestCase):
     def test_rules(self) -> None:
         """The profile's; only a client's whole handshake can have a stapled answer."""
         profile = Profile(revocationChecks=True, revocationSources=frozenset(("crl",)), revocationTimeout=7)
-        for isServer in (False, True):
-            for resumed in (False, True):
-                expected = Rules(True, frozenset(("crl",)), 7, Reach.ANY, not isServer and not resumed)
-                self.assertEqual(expected, self.rules(profile, isServer, resumed))
+        for isServer, resumed in ((False, False), (False, True), (True, False)):
+            expected = Rules(True, frozenset(("crl",)), 7, Reach.ANY, not isServer and not resumed)
+            self.assertEqual(expected, self.rules(profile, isServer, resumed))
         self.assertFalse(self.rules(Profile(), False).required)
 
     def test_time(self) -> None:
@@ -122,15 +127,23 @@ class JudgeTests(SynchronousTestCase):
         self.successResultOf(self.judge(Profile(), False, chain=()))
         self.assertEqual([], self.revocation.asked)
 
-    def test_forgottenChain(self) -> None:
-        """Of a client's resumed session only its own certificate is known: where an answer is required that is refused."""
-        alone = self.chain[:1]
+    def test_resumedClient(self) -> None:
+        """
+        The chain of a client's resumed session is that of the whole handshake, whatever else is known of it; if the listener
+        has forgotten it and an answer is required, that is refused.
+        """
         profile = Profile(revocationChecks=True)
-        self.assertIn("chain is not known", self.refused(self.judge(profile, True, resumed=True, chain=alone)))
+        judge = self.newJudge(profile, True)
+        alone = self.chain[:1]
+        self.assertIn("chain is not known", self.refused(self.judgeWith(judge, alone, True)))
+        self.successResultOf(self.judgeWith(judge, self.chain, False))
+        self.successResultOf(self.judgeWith(judge, alone, True))
+        self.assertEqual([self.chain, self.chain], [chain for chain, _, _ in self.revocation.asked])
+        self.patch(peer, "_MOST_CHAINS", 2)
+        for name in ("a", "b"):
+            self.successResultOf(self.judgeWith(judge, (testCA().issue([name]).certificate, testCA().certificate), False))
+        self.assertIn("chain is not known", self.refused(self.judgeWith(judge, alone, True)))
         self.successResultOf(self.judge(Profile(), True, resumed=True, chain=alone))
-        # In a whole handshake it is one that is trusted itself.
-        self.successResultOf(self.judge(profile, True, chain=alone))
-        self.assertEqual(1, len(self.revocation.asked))
 
     def test_transparencyWithoutList(self) -> None:
         """It is on, and there is no list: refused.  Not where it was checked before, nor for clients."""
