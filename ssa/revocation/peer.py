@@ -12,7 +12,7 @@ from collections import OrderedDict
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from ssa.errors import Cause
 from ssa.options import SocketOptions
@@ -28,6 +28,9 @@ from ssa.tls.transparency import checkTransparency
 __all__ = ["PeerJudge", "isStapling", "revocationRules"]
 
 _MOST_CHAINS = 1024
+
+_TLS_FEATURE = bytes.fromhex("06082b06010505070118")
+"""The DER encoding of the extension's object identifier, 1.3.6.1.5.5.7.1.24: RFC 7633 section 6."""
 
 
 def revocationRules(profile: Profile, options: SocketOptions) -> tuple[bool, frozenset[str]]:
@@ -69,6 +72,8 @@ class PeerJudge:
         """
         required, sources = revocationRules(self._profile, self._options)
         check = peerCheckOf(connection)
+        if not required and not self._isConcerned(connection, check):
+            return
         chain = self._chainOf(connection, check, required)
         if not chain:
             # A client may have no certificate.  Everyone else who reaches this has shown one, perhaps when the session began.
@@ -86,6 +91,19 @@ class PeerJudge:
         if self._profile.certTransparency and not self._isServer and not check.resumed:
             self._judgeTransparency(chain, check)
         check.stapled, check.timestamps = b"", None  # an established connection does not hold them
+
+    def _isConcerned(self, connection: SSL.Connection, check: PeerCheck) -> bool:
+        """
+        Whether there is anything to judge where no answer is required.
+
+        It is asked for every connection and so looks for bytes, which cost less than the certificate's extensions.
+        """
+        if self._isServer:
+            return False
+        if check.stapled or self._profile.certTransparency:
+            return True
+        certificate = None if check.resumed else connection.get_peer_certificate()
+        return certificate is not None and _TLS_FEATURE in crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
 
     def _chainOf(self, connection: SSL.Connection, check: PeerCheck, required: bool) -> tuple[x509.Certificate, ...]:
         """

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cryptography import x509
+from OpenSSL import crypto
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -19,6 +20,7 @@ from ssa.revocation.check import Rules
 from ssa.revocation.fetch import Reach
 from ssa.revocation.peer import PeerJudge
 from ssa.test.pki import testCA
+from ssa.test.responders import points
 from ssa.tls.connection import PeerCheck
 
 
@@ -58,8 +60,10 @@ class _Connection:
     def get_app_data(self) -> PeerCheck:
         return self.check
 
-    def get_peer_certificate(self, as_cryptography: bool = False) -> x509.Certificate | None:
-        return self.chain[0] if self.chain else None
+    def get_peer_certificate(self, as_cryptography: bool = False) -> x509.Certificate | crypto.X509 | None:
+        if not self.chain:
+            return None
+        return self.chain[0] if as_cryptography else crypto.X509.from_cryptography(self.chain[0])
 
 
 class JudgeTests(SynchronousTestCase):
@@ -117,7 +121,27 @@ class JudgeTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """What the check says reaches the caller."""
         self.revocation.error = Cause.REVOKED.error("x")
-        self.assertIn("revoked", self.refused(self.judge(Profile(), True)))
+        self.assertIn("revoked", self.refused(self.judge(Profile(), False)))
+        self.assertIn("revoked", self.refused(self.judge(Profile(revocationChecks=True), True)))
+
+    def test_nothingToJudge(self) -> None:
+        """Nothing is required, nothing stapled, nothing demanded: nobody is asked."""
+        demanding = (testCA().issue(extensions=points(mustStaple=True)).certificate, testCA().certificate)
+        for chain, isServer, resumed, stapled, expected in (
+            (self.chain, False, False, b"", 0),
+            (self.chain, False, True, b"", 0),
+            (self.chain, True, False, b"", 0),
+            (self.chain, False, False, b"x", 1),
+            (demanding, False, False, b"", 1),
+            (demanding, False, True, b"", 0),
+            (demanding, True, False, b"", 0),
+        ):
+            connection: Any = _Connection(chain, resumed)
+            connection.check.stapled = stapled
+            judge = self.newJudge(Profile(), isServer)
+            self.successResultOf(Deferred.fromCoroutine(judge.judge(connection, 1)))
+            self.assertEqual(expected, len(self.revocation.asked), (isServer, resumed, stapled))
+            self.revocation.asked.clear()
 
     def test_noCertificate(self) -> None:
         """A client without certificate is no matter of revocation; a server without chain must not happen."""
