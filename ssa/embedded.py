@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from twisted.logger import (
@@ -65,6 +66,19 @@ def startLogging(level: Any) -> None:
     globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)
 
 
+def cacheOf(environment: Mapping[str, str]) -> str:
+    """
+    Find where a user's answers on revocation are kept: the XDG Base Directory Specification.
+
+    @return: "" for nowhere.
+    """
+    for variable, rest in (("XDG_CACHE_HOME", "ssa"), ("HOME", ".cache/ssa")):
+        base = environment.get(variable, "")
+        if os.path.isabs(base):
+            return os.path.join(base, rest)
+    return ""
+
+
 def serve(reactor: Any, sock: socket.socket, policy: Any) -> None:
     """
     Serve one link until it is gone and its connections have ended.
@@ -75,7 +89,7 @@ def serve(reactor: Any, sock: socket.socket, policy: Any) -> None:
     """
     from ssa.service import Daemon
 
-    daemon = Daemon(reactor, policy)
+    daemon = Daemon(reactor, policy, cachePath=cacheOf(os.environ))
     daemon.startService()
 
     stopped: list[bool] = []

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -21,26 +23,36 @@ from ssa.options import SocketOptions
 from ssa.policy.profile import Profile
 from ssa.realsocket import localAddress, remoteAddress
 from ssa.relay import Relay, RelayPool
+from ssa.revocation.check import Revocation
+from ssa.revocation.peer import PeerJudge
+from ssa.revocation.stapling import Staples
 from ssa.tcpstate import close
 from ssa.tls.connection import ConnectionInfo, peerCheckOf
-from ssa.tls.contexts import ContextCache, clientConnection, serverConnection, serverContexts
+from ssa.tls.contexts import ContextCache, ServerContexts, clientConnection, serverConnection, serverContexts
 from ssa.tls.handshake import Handshake
 from ssa.tls.identity import Identity
+from ssa.tls.policyfiles import storeOf
 from ssa.tls.sessions import SessionCache
 
 
 class TLSFactories:
     """Builds the factory of each tagged socket (L{ssa.factories.MakesFactories})."""
 
-    def __init__(self, reactor: Any, clock: IReactorTime, relays: RelayPool) -> None:
+    def __init__(
+        self, reactor: Any, clock: IReactorTime, relays: RelayPool, revocation: Revocation, staples: Staples
+    ) -> None:
         """
         @param reactor: watches the sockets of handshakes; also an C{IReactorTime}.
         @param clock: the relays' clock.
         @param relays: what all relays share.
+        @param revocation: knows whether peers' certificates are revoked.
+        @param staples: the answers that servers staple.
         """
         self._reactor = reactor
         self._clock = clock
         self._relays = relays
+        self._revocation = revocation
+        self._staples = staples
         self._sessions = SessionCache(clock.seconds)
         self._contexts = ContextCache(self._sessions.forgetTrust)
 
@@ -65,7 +77,8 @@ class TLSFactories:
                 profile, options, sock, identity, self._contexts, self._sessions, remoteAddress(sock)
             )
 
-        return _Factory(self._reactor, self._clock, self._relays, profile, connect, False)
+        judge = PeerJudge(self._revocation, profile, options, isServer=False)
+        return _Factory(self._reactor, self._clock, self._relays, profile, connect, judge, False)
 
     def server(self, profile: Profile, options: SocketOptions) -> TLSFactory:
         """
@@ -78,7 +91,31 @@ class TLSFactories:
         def accept(sock: socket.socket) -> SSL.Connection:
             return serverConnection(contexts, sock)
 
-        return _Factory(self._reactor, self._clock, self._relays, profile, accept, True)
+        judge = PeerJudge(self._revocation, profile, options, isServer=True)
+        held = self._staple(contexts, profile, options)
+        return _Factory(self._reactor, self._clock, self._relays, profile, accept, judge, True, held)
+
+    def _staple(self, contexts: ServerContexts, profile: Profile, options: SocketOptions) -> Callable[[], None]:
+        """
+        Have a listener staple.
+
+        @return: ends it.
+        """
+        if not options.staples(profile):
+            return lambda: None
+        staples = self._staples
+
+        def trusted() -> Sequence[x509.Certificate]:
+            return storeOf(profile).certificates()
+
+        held = [staples.hold(chain, trusted, not options.chains) for chain in contexts.chains]
+        contexts.staple = lambda certificate: staples.current(certificate.fingerprint(hashes.SHA256()))
+
+        def release() -> None:
+            while held:
+                staples.release(held.pop())
+
+        return release
 
 
 class _Factory:
@@ -91,18 +128,26 @@ class _Factory:
         relays: RelayPool,
         profile: Profile,
         make: Callable[[socket.socket], SSL.Connection],
+        judge: PeerJudge,
         accepts: bool,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._relays = relays
         self._profile = profile
         self._make = make
+        self._judge = judge
         self._accepts = accepts
+        self._release = release
 
     def handshake(self, sock: socket.socket) -> Deferred[Secured]:
         """See L{TLSFactory}."""
         return Deferred.fromCoroutine(self._handshake(sock))
+
+    def close(self) -> None:
+        """See L{TLSFactory}."""
+        self._release()
 
     async def _handshake(self, sock: socket.socket) -> Secured:
         try:
@@ -119,10 +164,16 @@ class _Factory:
             close(sock, reset=False)
             raise
         try:
+            begun = self._clock.seconds()
             connection = await handshake.start()
         except SSAError as error:
             if error.errno == errno.ECANCELED:
                 raise CancelledError from error
+            raise
+        try:
+            await self._judge.judge(connection, self._profile.handshakeTimeout - (self._clock.seconds() - begun))
+        except BaseException:
+            close(sock, reset=False)
             raise
         info = ConnectionInfo(connection, self._accepts)
         return _Secured(self._clock, self._relays, self._profile, connection, info, sock, external, remote)

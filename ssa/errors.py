@@ -84,6 +84,7 @@ class Cause(Enum):
     WRONG_PURPOSE = (errno.EKEYREJECTED, "the peer's certificate may not be used for this")
     WEAK = (errno.EKEYREJECTED, "a key or signature in the peer's certificate chain is too weak")
     MALFORMED = (errno.EKEYREJECTED, "the peer's certificate chain is malformed")
+    TRANSPARENCY = (errno.EKEYREJECTED, "the peer's certificate is not in enough transparency logs")
     NO_CERTIFICATE = (errno.EKEYREJECTED, "the peer sent no certificate")
     EXPIRED = (errno.EKEYEXPIRED, "a certificate of the peer has expired")
     NOT_YET_VALID = (errno.EKEYEXPIRED, "a certificate of the peer is not valid yet")

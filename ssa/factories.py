@@ -87,6 +87,9 @@ class TLSFactory(Protocol):
         @return: fails with L{SSAError} (also after the profile's HandshakeTimeout); may be cancelled.
         """
 
+    def close(self) -> None:
+        """Nothing more is asked of it; to be called once for each that was made for a server."""
+
 
 class MakesFactories(Protocol):
     """Builds the factories."""

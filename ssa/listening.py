@@ -106,7 +106,7 @@ class Listener:
     ) -> None:
         """
         @param sock: non-blocking and listening; owned by this object.
-        @param factory: does the handshakes.
+        @param factory: does the handshakes; closed when this stops.
         @param accepting: told of the connections.
         @param admission: bounds the handshakes of all.
         @param claimant: the program that listens.
@@ -159,6 +159,7 @@ class Listener:
         self._sock.close()
         for handshake in list(self._handshakes):
             handshake.cancel()
+        self._factory.close()
 
     def setBacklog(self, backlog: int) -> None:
         """

@@ -27,6 +27,10 @@ from ssa.protocol.kernelport import KernelPort, State
 from ssa.protocol.supervised import DaemonEnd, LinkLimits, SupervisedPort
 from ssa.relay import RelayPool
 from ssa.resolve import MAX_RESOLVER_THREADS, DaemonThreadPool, Resolver
+from ssa.revocation.cache import Directory
+from ssa.revocation.check import Revocation
+from ssa.revocation.fetch import Fetcher
+from ssa.revocation.stapling import Staples
 from ssa.sockets import Services
 from ssa.stallguard import StallGuard
 from ssa.tls.policyfiles import LoadedFiles, loadFiles
@@ -37,6 +41,9 @@ STOP_TIME = 0.5
 
 BAN_TIME = 60.0
 """Seconds for which a user who made the daemon wait (L{ssa.stallguard}) is locked out."""
+
+REVOCATION_THREADS = 2
+"""How many threads read revocation lists and wait for the disk."""
 
 _STOP_STEP = 0.05
 """Seconds without any progress after which nothing is left to pass on."""
@@ -61,11 +68,14 @@ class Daemon(MultiService):
 
     log = Logger()
 
-    def __init__(self, reactor: Any, policy: Policy, loadPolicy: Callable[[], Policy] | None = None) -> None:
+    def __init__(
+        self, reactor: Any, policy: Policy, loadPolicy: Callable[[], Policy] | None = None, cachePath: str = ""
+    ) -> None:
         """
         @param reactor: watches descriptors, tells the time, takes results of threads.
         @param policy: the policy in force at first.
         @param loadPolicy: reads the policy again, or raises C{Exception} when it has errors; C{None}: there is no file.
+        @param cachePath: the directory where answers on revocation are kept over a restart; "" for nowhere.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._reactor = reactor
@@ -80,12 +90,22 @@ class Daemon(MultiService):
             userLimit=limits.maxRelayBuffersPerUser,
         )
         self._guard = StallGuard(reactor, self._stalled)
-        self._factories = TLSFactories(reactor, self._clock, self._relays)
+        resolver = Resolver(reactor, self._clock, self._threads)
+        self._readers = DaemonThreadPool(0, REVOCATION_THREADS, "revocation")
+        revocation = Revocation(
+            reactor,
+            self._clock,
+            self._readers,
+            Fetcher(reactor, self._clock, resolver, self._readers),
+            Directory(cachePath) if cachePath else None,
+        )
+        self._staples = Staples(self._clock, revocation)
+        self._factories = TLSFactories(reactor, self._clock, self._relays, revocation, self._staples)
         self.shared = Services(
             reactor,
             self._clock,
             policy,
-            Resolver(reactor, self._clock, self._threads),
+            resolver,
             Admission(self._clock, limits.maxHandshakes),
             self._factories,
         )
@@ -207,6 +227,7 @@ class Daemon(MultiService):
         super().startService()  # type: ignore[no-untyped-call]
         self._threads.start()
         self._watch.start()
+        self._readers.start()
         if self._kernel is not None:
             self._kernel.startListening()
 
@@ -235,7 +256,9 @@ class Daemon(MultiService):
             await self._kernel.stopListening()
         self._guard.stop()
         self._relays.close()
+        self._staples.stop()
         self._threads.abandon()
+        self._readers.abandon()
 
     def stopService(self) -> Deferred[None]:
         """

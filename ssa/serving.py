@@ -51,5 +51,10 @@ class CurrentServer:
         if profile is self.profile:
             return
         if profile != self.profile or profile.files != self.profile.files:
-            self._factory = self._make(profile)
+            before, self._factory = self._factory, self._make(profile)
+            before.close()
         self.profile = profile
+
+    def close(self) -> None:
+        """See L{TLSFactory}."""
+        self._factory.close()

@@ -425,7 +425,11 @@ class TLSSocket:
         else:
             profile = self._inForce = self._allowed(None, 0)
             factory = self._services.factories.server(profile, self.options)
-        await self._establish(await self._newConnecting(profile, factory).toAddress(remote))
+        try:
+            secured = await self._newConnecting(profile, factory).toAddress(remote)
+        finally:
+            factory.close()
+        await self._establish(secured)
 
     def _newConnecting(self, profile: Profile, factory: TLSFactory) -> Connecting:
         services = self._services
@@ -500,18 +504,10 @@ class TLSSocket:
             lambda: self._allowed(None, external.port), lambda profile: services.factories.server(profile, options)
         )
         self._inForce = factory.profile
-        fetched = await keepUntilTaken(self._interceptor.fetch(self.id), _descriptorOfFetched)
-        sock = adoptRealSocket(fetched.fd)
         try:
-            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                raise Cause.INTERNAL.error("the interceptor sent a socket that does not listen")
-            for (level, name), value in self._early.items():
-                setLiveOption(sock, level, name, value)
-        except OSError as error:
-            sock.close()
-            raise failed(error.errno or errno.EIO, "the real listening socket") from error
-        except SSAError:
-            sock.close()
+            sock = await self._fetchListener()
+        except BaseException:
+            factory.close()
             raise
         limits = factory.profile.limits
         self._listener = Listener(
@@ -528,6 +524,27 @@ class TLSSocket:
         )
         self._life.opened()
         self._listener.start()
+
+    async def _fetchListener(self) -> socket.socket:
+        """
+        Take the real listening socket over.
+
+        @raise SSAError: it is none.
+        """
+        fetched = await keepUntilTaken(self._interceptor.fetch(self.id), _descriptorOfFetched)
+        sock = adoptRealSocket(fetched.fd)
+        try:
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise Cause.INTERNAL.error("the interceptor sent a socket that does not listen")
+            for (level, name), value in self._early.items():
+                setLiveOption(sock, level, name, value)
+        except OSError as error:
+            sock.close()
+            raise failed(error.errno or errno.EIO, "the real listening socket") from error
+        except SSAError:
+            sock.close()
+            raise
+        return sock
 
     def connectionSecured(self, secured: Secured) -> Deferred[None]:
         """A client has done its handshake with this listener (L{ssa.listening.Accepting})."""

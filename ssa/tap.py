@@ -22,6 +22,9 @@ from ssa.service import Daemon
 DEFAULT_SOCKET = "/run/ssa/daemon.sock"
 """Where supervisors find the daemon of the machine."""
 
+DEFAULT_CACHE = "/var/cache/ssa"
+"""Where answers on revocation are kept; systemd's C{CacheDirectory=} says it in C{CACHE_DIRECTORY}."""
+
 
 class Options(usage.Options):
     """
@@ -164,7 +167,7 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     manager = ServiceManager()
-    daemon = Daemon(reactor, options.policy, options.load)
+    daemon = Daemon(reactor, options.policy, options.load, os.environ.get("CACHE_DIRECTORY") or DEFAULT_CACHE)
     daemon.listenAt(options["socket"])
     if not options["no-kernel"]:
         daemon.serveKernel()

@@ -3,7 +3,7 @@
 Servers that misbehave in the ways that the socket API has an errno for, and
 a good one; each in a thread, on a free loopback port.
 
-They use OpenSSL through Python's own C{ssl}, not the code under test.
+They use OpenSSL through Python's own C{ssl}, or pyOpenSSL where that cannot do it, not the code under test.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import struct
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+
+from OpenSSL import SSL, crypto
 
 from ssa.test.pki import Credential
 
@@ -62,6 +64,33 @@ def echo(context: ssl.SSLContext) -> Serve:
                     break
                 tls.sendall(data)
             tls.unwrap()
+
+    return serve
+
+
+def stapling(credential: Credential, answer: bytes = b"", version: int = 0) -> Serve:
+    """A server that staples an answer, and says one word."""
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.use_privatekey(crypto.PKey.from_cryptography_key(credential.key))
+    context.use_certificate(crypto.X509.from_cryptography(credential.certificate))
+    for certificate in credential.chain[1:]:
+        context.add_extra_chain_cert(crypto.X509.from_cryptography(certificate))
+    if version:
+        context.set_min_proto_version(version)
+        context.set_max_proto_version(version)
+    context.set_ocsp_server_callback(lambda connection, data: answer)
+
+    def serve(sock: socket.socket) -> None:
+        sock.setblocking(True)
+        connection = SSL.Connection(context, sock)
+        connection.set_accept_state()
+        try:
+            connection.do_handshake()
+            connection.send(b"hello")
+            while connection.recv(100):
+                pass
+        except SSL.Error:
+            pass
 
     return serve
 

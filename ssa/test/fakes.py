@@ -186,11 +186,15 @@ class FakeFactory:
     def __init__(self, identity: Identity | None) -> None:
         self.identity = identity
         self.handshakes: list[tuple[socket.socket, Deferred[Any]]] = []
+        self.closed = 0
 
     def handshake(self, sock: socket.socket) -> Deferred[Any]:
         pending: Deferred[Any] = Deferred(lambda _: sock.close())
         self.handshakes.append((sock, pending))
         return pending
+
+    def close(self) -> None:
+        self.closed += 1
 
     def succeed(self) -> FakeSecured:
         """The oldest handshake succeeds."""

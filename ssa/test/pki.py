@@ -109,6 +109,7 @@ class CA:
         isAuthority: bool = True,
         pathLength: int | None = None,
         constraint: x509.NameConstraints | None = None,
+        extensions: Sequence[x509.ExtensionType] = (),
     ) -> CA:
         """
         Make an authority below this one.
@@ -116,6 +117,7 @@ class CA:
         @param isAuthority: whether its basic constraints say CA:TRUE; without, what it issues must be refused.
         @param pathLength: the number of authorities allowed below it.
         @param constraint: the names that it may certify.
+        @param extensions: more, not critical.
         """
         child = CA.__new__(CA)
         child.name = _name(name)
@@ -123,6 +125,8 @@ class CA:
         builder = _authority(child.name, child.key, self.name, self.key, isAuthority, pathLength)
         if constraint is not None:
             builder = builder.add_extension(constraint, critical=True)
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=False)
         child.certificate = self._sign(builder, hashes.SHA256())
         child.chain = (child.certificate, *self.chain)
         return child
@@ -141,6 +145,7 @@ class CA:
         subject: str | None = None,
         withoutChain: bool = False,
         criticalExtension: bool = False,
+        extensions: Sequence[x509.ExtensionType] = (),
     ) -> Credential:
         """
         Issue a certificate, good unless a flaw is asked for.
@@ -156,6 +161,7 @@ class CA:
         @param subject: the common name; L{None} for the first of C{names}.
         @param withoutChain: the intermediates are left out of the chain.
         @param criticalExtension: it has a critical extension that nobody knows.
+        @param extensions: more, not critical.
         """
         chosen = testKey(key, len(names)) if isinstance(key, str) else key
         now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
@@ -188,6 +194,8 @@ class CA:
         if criticalExtension:
             unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.55555.1"), b"\x05\x00")
             builder = builder.add_extension(unknown, critical=True)
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=False)
         certificate = _signWith(builder, signer, hashes.SHA256())
         if sha1:
             certificate = _resignedWithSHA1(certificate, signer)

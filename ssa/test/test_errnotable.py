@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cryptography.x509 import ocsp
 from OpenSSL import SSL, crypto
 from twisted.internet import reactor as _reactor
 from twisted.internet.threads import deferToThread
@@ -29,9 +30,10 @@ from ssa.errors import SSAError
 from ssa.interfaces import Fetched
 from ssa.policy.profile import Policy, Profile
 from ssa.test import badservers
-from ssa.test.badservers import Serve, echo, running, serverContext
+from ssa.test.badservers import Serve, echo, running, serverContext, stapling
 from ssa.test.loopback import Program
 from ssa.test.pki import otherCA, testCA
+from ssa.test.responders import ocspAnswer, points
 from ssa.test.test_daemon import DaemonCase, after, exchange
 
 reactor: Any = _reactor
@@ -57,6 +59,12 @@ def otherProtocols(sock: socket.socket) -> None:
         connection.do_handshake()
     except LookupError:
         sock.recv(1)
+
+
+def _revoked() -> Serve:
+    """A server that staples the proof that its certificate is revoked."""
+    credential = testCA().issue()
+    return stapling(credential, ocspAnswer(testCA(), credential.certificate, ocsp.OCSPCertStatus.REVOKED))
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,10 @@ ROWS: dict[str, Row] = {
     ),
     "expired": Row(errno.EKEYEXPIRED, _issued(expired=True), ("expired",)),
     "not yet valid": Row(errno.EKEYEXPIRED, _issued(notYetValid=True), ("not valid yet",)),
+    "demands a stapled answer, and there is none": Row(
+        errno.EKEYREVOKED, _issued(extensions=points(mustStaple=True)), ("RFC 7633",)
+    ),
+    "revoked": Row(errno.EKEYREVOKED, _revoked, ("the stapled OCSP answer",)),
     "client certificate demanded": Row(
         errno.ENOKEY, lambda: echo(serverContext(testCA().issue(), maximum=TLS12, clientCA=testCA().pem))
     ),
@@ -119,7 +131,6 @@ ROWS: dict[str, Row] = {
 """What a server does, and what comes of it."""
 
 ELSEWHERE = {
-    "EKEYREVOKED": "there is no check of revocation yet",
     "ECONNREFUSED": "test_refused",
     "ENETUNREACH": "test_unreachable",
     "EPERM": "test_policy",

@@ -37,8 +37,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ssa.tls.certificates", "ssa.tls.identity", "ssa.tls.trust"),
     # Policy: from ssa.conf to a profile.
     ("ssa.policy.*",),
-    # Names of ciphers, which a policy checks.
-    ("ssa.tls.ciphers",),
+    # Names of ciphers and lists of logs, which a policy checks.
+    ("ssa.tls.ciphers", "ssa.tls.loglist"),
     # Words that everybody uses.
     ("ssa.protocol.messages", "ssa.protocol.wire"),
     ("ssa.interfaces",),

@@ -123,7 +123,7 @@ class LoadTests(FilesCase):
         """A list of logs that is none."""
         path = self.write("logs.json", "{")
         (error,) = self.errors(f"[default]\nTransparencyLogs = {path}\n")
-        self.assertTrue(error.startswith("2: [default] TransparencyLogs: /logs.json: it is no JSON: "), error)
+        self.assertTrue(error.startswith("2: [default] TransparencyLogs: /logs.json: "), error)
         self.write("logs.json", "{}")
         files = self.load(f"[default]\nTransparencyLogs = {path}\n").default.files
         assert files is not None

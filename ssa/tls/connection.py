@@ -22,7 +22,7 @@ from ssa.tls.ciphers import ianaName
 from ssa.tls.identity import Identity, checkIdentity
 from ssa.tls.sessions import ClientChains, Proof, Resumption, lastMoment
 
-__all__ = ["CHANNEL_BINDING_SIZE", "ConnectionInfo", "PeerCheck", "noticeState", "peerCheckOf", "verifyPeer"]
+__all__ = ["CHANNEL_BINDING_SIZE", "ConnectionInfo", "PeerCheck", "keepStapled", "noticeState", "peerCheckOf", "verifyPeer"]
 
 CHANNEL_BINDING_SIZE = 32
 _LOOP = SSL.SSL_CB_LOOP
@@ -46,6 +46,9 @@ class PeerCheck:
     @ivar offered: what the peer proved when the session began that a client has offered.
     @ivar resumption: the client's part in the session cache; C{None} if it has none.
     @ivar clientChains: on a server's side, the chains of clients whose sessions may be resumed; C{None} if there are none.
+    @ivar stapled: the OCSP answer that the peer has stapled, as it came; empty if none.
+    @ivar timestamps: the list of certificate timestamps that the peer has sent in an extension of the handshake; empty if none,
+        C{None} if it was not asked for them.
     """
 
     def __init__(self, identity: Identity | None, hasCredential: bool, required: bool | None = None) -> None:
@@ -61,6 +64,8 @@ class PeerCheck:
         self.offered: Proof | None = None
         self.resumption: Resumption | None = None
         self.clientChains: ClientChains | None = None
+        self.stapled = b""
+        self.timestamps: bytes | None = None
 
     def check(self, certificate: crypto.X509, code: int, depth: int, good: bool) -> bool:
         """
@@ -209,6 +214,20 @@ def verifyPeer(connection: SSL.Connection, certificate: crypto.X509, code: int, 
     except SSAError:
         return False
     return check.check(certificate, code, depth, bool(good))
+
+
+def keepStapled(connection: SSL.Connection, answer: bytes, _data: object) -> bool:
+    """
+    Keep what the server has stapled, for the check after the handshake.
+
+    @return: C{True}: the handshake goes on; C{False} if the connection is not one of this package.
+    """
+    try:
+        check = peerCheckOf(connection)
+    except SSAError:
+        return False
+    check.stapled = answer
+    return True
 
 
 def noticeState(connection: SSL.Connection, where: int, code: int) -> None:

@@ -30,11 +30,12 @@ from ssa.tls.certificates import (
     describeCertificate,
     dnsNames,
 )
-from ssa.tls.connection import PeerCheck, noticeState, peerCheckOf, verifyPeer
+from ssa.tls.connection import PeerCheck, keepStapled, noticeState, peerCheckOf, verifyPeer
 from ssa.tls.groups import useGroups
 from ssa.tls.identity import Identity, parseName
 from ssa.tls.policyfiles import clientCredentials, serverCredentials, storeOf
 from ssa.tls.sessions import ClientChains, Resumption, SessionCache, SessionKey
+from ssa.tls.timestamps import askForTimestamps, canAskForTimestamps
 from ssa.tls.trust import TrustStore, customStore
 
 __all__ = ["ContextCache", "ServerContexts", "clientConnection", "serverConnection", "serverContexts"]
@@ -204,6 +205,7 @@ def clientConnection(
         profile.groups,
         profile.certVerificationDepth,
         profile.extensions,
+        profile.certTransparency,
         store.version,
         tuple(credential.fingerprint() for credential in credentials),
     )
@@ -215,10 +217,13 @@ def clientConnection(
     # OpenSSL's own bounds are off where obsolete protocols are allowed (L{_context}).
     check.checksStrength = profile.minProtocol < TLS_1_2
     connection.set_app_data(check)
+    if profile.certTransparency and canAskForTimestamps():
+        check.timestamps = b""
     if identity.serverName is not None:
         connection.set_tlsext_host_name(identity.serverName)
     if options.protocols:
         connection.set_alpn_protos(list(options.protocols))
+    connection.request_ocsp()
     connection.set_connect_state()
     if sessions is not None:
         session = SessionKey(
@@ -241,6 +246,9 @@ def _clientContext(profile: Profile, store: TrustStore, credentials: Sequence[Cr
     context.set_verify(SSL.VERIFY_PEER, verifyPeer)
     # Sessions are kept by us (L{ssa.tls.sessions}), not by the context.
     context.set_session_cache_mode(SSL.SESS_CACHE_CLIENT | SSL.SESS_CACHE_NO_INTERNAL)
+    context.set_ocsp_client_callback(keepStapled)
+    if profile.certTransparency:
+        askForTimestamps(context)
     _use(context, credentials)
     return context
 
@@ -305,6 +313,9 @@ class ServerContexts:
     keeps up to 20480 sessions for a listener.  OpenSSL never changes the keys of tickets: all contexts are made anew when
     they have served for L{KEY_LIFETIME}, or for as long as sessions may be resumed if that is longer.  Who has an older
     ticket then does a full handshake, which every session needs from time to time (RFC 8446 section 4.6.1).
+
+    @ivar chains: what is served, each with the endpoint's own certificate first.
+    @ivar staple: gives the OCSP answer to staple with a certificate, at once; empty for none.  C{None} staples nothing.
     """
 
     def __init__(
@@ -330,6 +341,8 @@ class ServerContexts:
         self._sessionSeconds = options.sessionSeconds(profile)
         self._clock = clock
         self._sessionContext = os.urandom(32)
+        self.chains = tuple(credential.chain for credential in credentials)
+        self.staple: Callable[[x509.Certificate], bytes] | None = None
         self._clientChains = ClientChains(self._sessionContext)
         self._authorities: list[crypto.X509] = []
         self._isCustom = False
@@ -386,6 +399,7 @@ class ServerContexts:
         self._setSessions(context)
         _use(context, credentials)
         context.set_tlsext_servername_callback(self._nameAsked)
+        context.set_ocsp_server_callback(self._stapled)
         if self._protocols:
             context.set_alpn_select_callback(self._chooseProtocol)
         return context
@@ -449,6 +463,11 @@ class ServerContexts:
             _refuseQuietly()
         elif context is not connection.get_context():
             connection.set_context(context)
+
+    def _stapled(self, connection: SSL.Connection, _data: object) -> bytes:
+        """OpenSSL calls this when a client asks, and the certificate is chosen: SSL_CTX_set_tlsext_status_cb(3)."""
+        certificate = connection.get_certificate(as_cryptography=True) if self.staple is not None else None
+        return self.staple(certificate) if self.staple is not None and certificate is not None else b""
 
     def _chooseProtocol(self, connection: SSL.Connection, offered: list[bytes]) -> bytes:
         """Choose an application protocol in the server's order of preference, RFC 7301 section 3.2."""

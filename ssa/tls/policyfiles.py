@@ -10,7 +10,6 @@ is nobody's problem.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from ssa.errors import Cause, SSAError, causeOfOpenSSL
 from ssa.policy.parser import ConfigurationError
 from ssa.policy.profile import NamedFiles, Policy, Profile
 from ssa.tls.certificates import Credential, pairCredentials, parseChains, parsePrivateKeys
+from ssa.tls.loglist import parseLogs
 from ssa.tls.trust import TrustStore, findStore
 
 __all__ = ["LoadedFiles", "clientCredentials", "loadFiles", "serverCredentials", "signatureOf", "storeOf"]
@@ -158,7 +158,7 @@ class LoadedFiles:
             problem = self._contents.load(path, self.mayLack)
             if self._contents.has(path):
                 self._add(named, self.content(path))
-                problem = _notJSON(path, self.content(path))
+                problem = _noLogs(path, self.content(path))
             return problem
         pair = path, named.paths[1]
         problem = self._credentials.load(pair, self.mayLack)
@@ -231,12 +231,12 @@ def _unusable(credential: Credential) -> str:
     return ""
 
 
-def _notJSON(path: str, content: bytes) -> str:
-    """Say why a list of logs cannot be read at all; "" if it can."""
+def _noLogs(path: str, content: bytes) -> str:
+    """Say why a list of logs cannot be used; "" if it can."""
     try:
-        json.loads(content)
+        parseLogs(content)
     except ValueError as error:
-        return f"{path}: it is no JSON: {error}"
+        return f"{path}: {error}"
     return ""
 
 

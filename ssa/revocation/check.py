@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: MIT
+"""
+Whether a peer's certificates are revoked: the sources in the order of their cost, and what follows when none of them knows.
+
+First what the peer has stapled, then the cache, then OCSP responders and revocation lists at the same time; the first
+definite answer decides, and "revoked" of any source ends the check.  Where no answer is required, nothing is asked; a stapled
+"revoked", and a certificate that demands a stapled answer, count all the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+from cryptography import x509
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, FirstError
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
+
+from ssa.errors import Cause
+from ssa.revocation.cache import Cache, Directory, Entry, Key
+from ssa.revocation.crl import LARGEST_LIST, RevocationList, readList
+from ssa.revocation.fetch import Fetcher, Reach
+from ssa.revocation.inflight import InFlight, firstDefinite
+from ssa.revocation.ocsp import LARGEST_ANSWER, makeQuestion, questionURL, verifyAnswer
+from ssa.revocation.verdict import (
+    LONGEST_LIFE,
+    MALFORMED,
+    Answer,
+    NoAnswer,
+    NotTaken,
+    Status,
+    Subject,
+    mustStaple,
+    noDefiniteAnswer,
+    revoked,
+)
+from ssa.tls.certificates import describeCertificate
+
+__all__ = ["MOST_URLS", "Revocation", "Rules"]
+
+T = TypeVar("T")
+
+MOST_URLS = 3
+"""How many responders, and how many lists, of one certificate are asked, one after the other."""
+
+_SMALL = 64 * 1024
+"""Bytes of a list that is read at once; what is larger goes to a thread."""
+
+_REQUIRED = "RevocationChecks asks for a definite answer"
+_DEMANDED = "the certificate demands a stapled answer (TLS feature, RFC 7633)"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """
+    What one connection needs.
+
+    @ivar required: whether each of the peer's certificates needs a definite answer.
+    @ivar sources: those that count, of L{SOURCES<ssa.revocation.verdict.SOURCES>}.
+    @ivar timeout: seconds that all questions may take together.
+    @ivar reach: where questions may go.
+    @ivar couldStaple: whether the peer was asked for a stapled answer: not by servers, and not in a resumed session.
+    """
+
+    required: bool
+    sources: frozenset[str]
+    timeout: float
+    reach: Reach = Reach.ANY
+    couldStaple: bool = True
+
+
+class Revocation:
+    """
+    Checks of all connections.
+
+    @ivar cache: the answers in memory.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        clock: IReactorTime,
+        pool: ThreadPool,
+        fetcher: Fetcher,
+        directory: Directory | None = None,
+        cache: Cache | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        @param reactor: takes the results of threads.
+        @param clock: measures time-outs.
+        @param pool: reads large lists, and waits for the disk.
+        @param fetcher: asks.
+        @param directory: where answers are kept on disk; C{None} for nowhere.
+        @param cache: where they are kept in memory.
+        @param now: the time of day.
+        """
+        self._reactor = reactor
+        self._clock = clock
+        self._pool = pool
+        self._fetcher = fetcher
+        self._directory = directory
+        self.cache = cache if cache is not None else Cache(now)
+        self._now = now
+        self._answers: InFlight[bytes] = InFlight()
+        self._lists: InFlight[RevocationList] = InFlight()
+
+    async def check(self, chain: Sequence[x509.Certificate], stapled: bytes, rules: Rules) -> None:
+        """
+        Check a peer's certificates.
+
+        @param chain: the verified chain, the peer's own certificate first, the trusted one last.
+        @param stapled: what the peer has stapled; empty if nothing.
+        @raise SSAError: EKEYREVOKED, one is revoked, or has not the answer that it needs.
+        """
+        try:
+            await self._check(chain, stapled, rules)
+        except MALFORMED as error:
+            described = describeCertificate(chain[0])
+            raise Cause.REVOCATION_UNKNOWN.error(f"the certificate's extensions are malformed: {error} {described}") from None
+
+    async def _check(self, chain: Sequence[x509.Certificate], stapled: bytes, rules: Rules) -> None:
+        subjects = [Subject(certificate, issuer) for certificate, issuer in pairwise(chain)]
+        leaf = subjects[0] if subjects else Subject(chain[0], chain[0])
+        leaf.answer = self._judgeStapled(leaf, stapled, rules)
+        if not rules.required:
+            return
+        unanswered = [subject for subject in subjects if subject.answer is None]
+        if unanswered:
+            await self._within(unanswered, rules)
+
+    def _judgeStapled(self, leaf: Subject, stapled: bytes, rules: Rules) -> Answer | None:
+        """
+        @return: the stapled answer, if it counts.
+        @raise SSAError: EKEYREVOKED.
+        """
+        answer: Answer | None = None
+        if stapled:
+            try:
+                answer = verifyAnswer(stapled, leaf, self._now())
+            except NoAnswer as error:
+                leaf.said.append(f"stapled: {error}")
+                self.log.debug("a stapled answer is of no use: {error}", error=error)
+        elif rules.couldStaple:
+            leaf.said.append("stapled: nothing")
+        if answer is not None and answer.status is Status.REVOKED:
+            raise revoked(leaf, answer, "the stapled OCSP answer")
+        if answer is None and rules.couldStaple and mustStaple(leaf.certificate):
+            raise noDefiniteAnswer(leaf, _DEMANDED)
+        if answer is None or "stapled" not in rules.sources:
+            return None
+        if rules.required and "cached" in rules.sources:
+            self._keep(_answerKey(leaf), stapled, answer.until)
+        return answer
+
+    async def _within(self, subjects: Sequence[Subject], rules: Rules) -> None:
+        """Find the answers within the time."""
+        late: list[bool] = []
+        work = Deferred.fromCoroutine(self._all(subjects, rules))
+
+        def expire() -> None:
+            late.append(True)
+            work.cancel()
+
+        timer = self._clock.callLater(rules.timeout, expire)
+        try:
+            await work
+        except CancelledError:
+            if not late:
+                raise
+            silent = [subject for subject in subjects if subject.answer is None]
+            subject = silent[0] if silent else subjects[0]
+            subject.said.append(f"more than {rules.timeout:.3g} s have passed (RevocationTimeout, HandshakeTimeout)")
+            raise noDefiniteAnswer(subject, _REQUIRED) from None
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    async def _all(self, subjects: Sequence[Subject], rules: Rules) -> None:
+        asked = [Deferred.fromCoroutine(self._one(subject, rules)) for subject in subjects]
+        every = DeferredList(asked, fireOnOneErrback=True, consumeErrors=True)
+        try:
+            await every
+        except FirstError as error:
+            error.subFailure.raiseException()
+        finally:
+            for each in asked:
+                each.cancel()
+
+    async def _one(self, subject: Subject, rules: Rules) -> None:
+        """
+        Find an answer about one certificate.
+
+        @raise SSAError: EKEYREVOKED.
+        """
+        answer = await self.cached(subject) if "cached" in rules.sources else None
+        if answer is None:
+            asked: list[Deferred[Answer | None]] = []
+            if "ocsp" in rules.sources:
+                asked.append(Deferred.fromCoroutine(self._askResponders(subject, rules.reach)))
+            if "crl" in rules.sources:
+                asked.append(Deferred.fromCoroutine(self._askLists(subject, rules.reach)))
+            answer = await firstDefinite(asked)
+            if answer is None:
+                raise noDefiniteAnswer(subject, _REQUIRED)
+        subject.answer = answer
+
+    # the sources
+
+    async def cached(self, subject: Subject) -> Answer | None:
+        """
+        Look for an answer that is kept.
+
+        @raise SSAError: EKEYREVOKED.
+        """
+        found: Answer | None = None
+        keys = [_answerKey(subject), *(_listKey(subject, url) for url in subject.lists()[:MOST_URLS])]
+        for key in keys:
+            entry = await self._find(key)
+            if entry is None:
+                continue
+            try:
+                answer = await self._takeOut(key, entry, subject)
+            except NoAnswer as error:
+                subject.said.append(f"cached: {error}")
+                self.cache.remove(key)
+                continue
+            self._refuseRevoked(subject, answer, f"the cached answer ({key.kind.upper()})")
+            found = found or answer
+        if found is None:
+            subject.said.append("cached: nothing")
+        return found
+
+    async def _takeOut(self, key: Key, entry: Entry, subject: Subject) -> Answer:
+        if key.kind == "ocsp":
+            return verifyAnswer(entry.data, subject, self._now())
+        if entry.parsed is None or entry.parsed.issuerID != subject.issuerID:
+            entry.parsed = await self._perhapsInThread(len(entry.data), readList, entry.data, subject)
+        return await self._lookUp(entry.parsed, len(entry.data), subject)
+
+    async def _lookUp(self, parsed: RevocationList, size: int, subject: Subject) -> Answer:
+        return await self._perhapsInThread(size, parsed.answer, subject, self._now())
+
+    async def _askResponders(self, subject: Subject, reach: Reach) -> Answer | None:
+        urls = subject.responders()[:MOST_URLS]
+        if not urls:
+            subject.said.append("OCSP: the certificate names no responder")
+        for url in urls:
+            try:
+                answer = await self.ask(subject, url, reach)
+            except NoAnswer as error:
+                subject.said.append(f"OCSP {url}: {error}")
+                continue
+            except CancelledError:
+                subject.said.append(f"OCSP {url}: no answer yet")
+                raise
+            self._refuseRevoked(subject, answer, f"OCSP {url}")
+            return answer
+        return None
+
+    async def ask(self, subject: Subject, url: str, reach: Reach) -> Answer:
+        """
+        Ask a responder; its answer is kept.
+
+        @raise NoAnswer: it gives no definite answer.
+        """
+        return (await self.fetchAnswer(subject, url, reach))[0]
+
+    async def fetchAnswer(self, subject: Subject, url: str, reach: Reach) -> tuple[Answer, bytes]:
+        """
+        Ask a responder for an answer that can be stapled; it is kept.
+
+        @return: what it says, and the answer itself.
+        @raise NoAnswer: it gives no definite answer.
+        """
+
+        def begin() -> Deferred[bytes]:
+            return Deferred.fromCoroutine(self._fetchAnswer(subject, url, reach))
+
+        data = await self._answers.join((_answerKey(subject), url, reach), begin)
+        return verifyAnswer(data, subject, self._now()), data
+
+    async def keptAnswer(self, subject: Subject) -> tuple[bytes, float] | None:
+        """
+        Look for an OCSP answer that is kept and says that the certificate is good.
+
+        @return: the answer itself, and until when it counts.
+        """
+        entry = await self._find(_answerKey(subject))
+        if entry is None:
+            return None
+        try:
+            answer = verifyAnswer(entry.data, subject, self._now())
+        except NoAnswer:
+            return None
+        return (entry.data, answer.until) if answer.status is Status.GOOD else None
+
+    async def _fetchAnswer(self, subject: Subject, url: str, reach: Reach) -> bytes:
+        question = makeQuestion(subject)
+        short = questionURL(url, question)
+        try:
+            if not short:
+                raise NotTaken("the question is too long for GET")
+            data = await self._fetcher.fetch(short, LARGEST_ANSWER, None, reach)
+            answer = verifyAnswer(data, subject, self._now())
+        except NotTaken as error:
+            self.log.debug("{url}: {error}; asking by POST", url=url, error=error)
+            data = await self._fetcher.fetch(url, LARGEST_ANSWER, question, reach)
+            answer = verifyAnswer(data, subject, self._now())
+        self._keep(_answerKey(subject), data, answer.until)
+        return data
+
+    async def _askLists(self, subject: Subject, reach: Reach) -> Answer | None:
+        urls = subject.lists()[:MOST_URLS]
+        if not urls:
+            subject.said.append("CRL: the certificate names no list")
+        for url in urls:
+            try:
+                answer = await self._askList(subject, url, reach)
+            except NoAnswer as error:
+                subject.said.append(f"CRL {url}: {error}")
+                continue
+            except CancelledError:
+                subject.said.append(f"CRL {url}: no answer yet")
+                raise
+            self._refuseRevoked(subject, answer, f"CRL {url}")
+            return answer
+        return None
+
+    async def _askList(self, subject: Subject, url: str, reach: Reach) -> Answer:
+        key = _listKey(subject, url)
+
+        def begin() -> Deferred[RevocationList]:
+            return Deferred.fromCoroutine(self._fetchList(subject, url, reach))
+
+        parsed = await self._lists.join((key, reach), begin)
+        return await self._lookUp(parsed, parsed.size, subject)
+
+    async def _fetchList(self, subject: Subject, url: str, reach: Reach) -> RevocationList:
+        data = await self._fetcher.fetch(url, LARGEST_LIST, None, reach)
+        parsed = await self._perhapsInThread(len(data), readList, data, subject)
+        self._keep(_listKey(subject, url), data, parsed.until(self._now()), parsed)
+        return parsed
+
+    @staticmethod
+    def _refuseRevoked(subject: Subject, answer: Answer, source: str) -> None:
+        if answer.status is Status.REVOKED:
+            raise revoked(subject, answer, source)
+
+    # what is kept
+
+    async def _find(self, key: Key) -> Entry | None:
+        entry = self.cache.get(key)
+        if entry is None and self._directory is not None:
+            largest = LARGEST_ANSWER if key.kind == "ocsp" else LARGEST_LIST
+            entry = await deferToThreadPool(self._reactor, self._pool, self._directory.read, key, largest)
+            if entry is not None:
+                self.cache.put(key, entry)
+        return entry
+
+    def _keep(self, key: Key, data: bytes, until: float, parsed: RevocationList | None = None) -> None:
+        known = self.cache.get(key)
+        if known is not None and known.data == data:
+            return
+        self.cache.put(key, Entry(data, min(until, self._now() + LONGEST_LIFE), parsed))
+        if self._directory is not None:
+            written = deferToThreadPool(self._reactor, self._pool, self._directory.write, key, data, until)
+            written.addErrback(lambda failure: self.log.failure("an answer was not written", failure))
+
+    async def _perhapsInThread(self, size: int, work: Callable[..., T], *arguments: Any) -> T:
+        """Do work on a list: at once if it is small, else in a thread, so that nobody else waits."""
+        if size <= _SMALL:
+            return work(*arguments)
+        return await deferToThreadPool(self._reactor, self._pool, work, *arguments)
+
+
+def _answerKey(subject: Subject) -> Key:
+    return Key("ocsp", subject.issuerID, format(subject.certificate.serial_number, "x"))
+
+
+def _listKey(subject: Subject, url: str) -> Key:
+    return Key("crl", subject.issuerID, url)
