@@ -44,6 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ssa.interfaces",),
     ("ssa.api",),
     ("ssa.errors", "ssa.tcpstate", "ssa.version"),
+    ("ssa.alerts",),
     # A library of its own: a kernel in memory, generic netlink, requests, the socket, messages.
     ("ssa.netlink.testing",),
     ("ssa.netlink.generic",),

@@ -8,6 +8,9 @@ application data (C{Connection.get_app_data}), a L{PeerCheck}.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 from zope.interface import implementer
@@ -19,11 +22,15 @@ from ssa.policy.profile import TLS_1_3
 from ssa.tls.certificates import chainPEM, describeCertificate
 from ssa.tls.ciphers import ianaName
 from ssa.tls.identity import Identity, checkIdentity
+from ssa.tls.rules import Rules
 
-__all__ = ["CHANNEL_BINDING_SIZE", "ConnectionInfo", "PeerCheck", "peerCheckOf", "verifyPeer"]
+__all__ = ["CHANNEL_BINDING_SIZE", "ConnectionInfo", "PeerCheck", "noteAlert", "peerCheckOf", "verifyPeer"]
 
 CHANNEL_BINDING_SIZE = 32
 _CHANNEL_BINDING_LABEL = b"EXPORTER-Channel-Binding"
+
+_FATAL = 2
+"""The level of a fatal alert, RFC 8446 section 6."""
 
 
 class PeerCheck:
@@ -34,13 +41,29 @@ class PeerCheck:
     @ivar proved: whether the peer has proved its identity: set by the last of the checks and nowhere else.
     @ivar hasCredential: whether this side had a certificate to show.
     @ivar refusal: why the handshake was refused by a check of ours; C{None} while nothing speaks against the peer.
+    @ivar rules: what the refusals name as the reason behind them; C{None} if they name none.
+    @ivar protocols: the application protocols of this side.
+    @ivar sentAlert: the number of the fatal alert that was sent; C{None} if none was.
+    @ivar receivedAlert: the number of the fatal alert that was received; C{None} if none was.
+    @ivar verified: of a session that is resumed, the chain that was verified when it began; the peer's certificate first.
     """
 
-    def __init__(self, identity: Identity | None, hasCredential: bool) -> None:
+    def __init__(
+        self,
+        identity: Identity | None,
+        hasCredential: bool,
+        rules: Rules | None = None,
+        protocols: Sequence[bytes] = (),
+    ) -> None:
         self.identity = identity
         self.hasCredential = hasCredential
         self.proved = False
         self.refusal: SSAError | None = None
+        self.rules = rules
+        self.protocols = tuple(protocols)
+        self.sentAlert: int | None = None
+        self.receivedAlert: int | None = None
+        self.verified: tuple[x509.Certificate, ...] = ()
 
     def check(self, certificate: crypto.X509, code: int, depth: int, good: bool) -> bool:
         """
@@ -63,7 +86,7 @@ class PeerCheck:
                 )
                 if problem:
                     described = describeCertificate(certificate.to_cryptography())
-                    self.refusal = Cause.WRONG_NAME.error(f"{problem} {described}")
+                    self.refusal = Cause.WRONG_NAME.error(f"{problem}{self._rule(Cause.WRONG_NAME)} {described}")
                     return False
                 self.proved = True
             return True
@@ -77,10 +100,16 @@ class PeerCheck:
         cause = causeOfVerifyCode(code)
         which = "the peer's certificate" if depth == 0 else f"the certificate {depth} above the peer's"
         # The words are kept even if the certificate cannot be described.
-        self.refusal = cause.error(f"{which}: {describeVerifyCode(code)}")
+        what = f"{which}: {describeVerifyCode(code)}{self._rule(cause, code)}"
+        self.refusal = cause.error(what)
         described = describeCertificate(certificate.to_cryptography())
         wanted = f" (asked for the {self.identity})" if self.identity is not None else ""
-        self.refusal = cause.error(f"{which}: {describeVerifyCode(code)} {described}{wanted}")
+        self.refusal = cause.error(f"{what} {described}{wanted}")
+
+    def _rule(self, cause: Cause, code: int = 0) -> str:
+        """The rule behind a refusal, in parentheses; it comes before what the peer can make long."""
+        rule = self.rules.behind(cause, code) if self.rules is not None else ""
+        return f" ({rule})" if rule else ""
 
 
 def peerCheckOf(connection: SSL.Connection) -> PeerCheck:
@@ -102,6 +131,23 @@ def verifyPeer(connection: SSL.Connection, certificate: crypto.X509, code: int, 
     except SSAError:
         return False
     return check.check(certificate, code, depth, bool(good))
+
+
+def noteAlert(connection: SSL.Connection, where: int, value: int) -> None:
+    """
+    Keep the number of a fatal alert with the connection's L{PeerCheck}: SSL_CTX_set_info_callback(3).
+
+    @param where: what has happened.
+    @param value: of an alert, the level and the number.
+    """
+    if not where & SSL.SSL_CB_ALERT or value >> 8 != _FATAL:
+        return
+    check = connection.get_app_data()
+    if isinstance(check, PeerCheck):
+        if where & SSL.SSL_CB_READ:
+            check.receivedAlert = value & 0xFF
+        else:
+            check.sentAlert = value & 0xFF
 
 
 @implementer(IConnectionInfo)

@@ -30,8 +30,10 @@ from ssa.tls.certificates import (
     parseChains,
     parsePrivateKeys,
 )
-from ssa.tls.connection import PeerCheck, peerCheckOf, verifyPeer
+from ssa.tls.connection import PeerCheck, noteAlert, peerCheckOf, verifyPeer
 from ssa.tls.identity import Identity, parseName
+from ssa.tls.keylog import useKeyLog
+from ssa.tls.rules import Rules
 from ssa.tls.trust import TrustStore, customStore, findStore
 
 __all__ = ["ContextCache", "ServerContexts", "clientConnection", "serverConnection", "serverContexts"]
@@ -96,6 +98,9 @@ def _context(method: int, profile: Profile) -> SSL.Context:
     # sets SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
+    context.set_info_callback(noteAlert)
+    if profile.keyLogFile:
+        useKeyLog(context, profile.keyLogFile)
     return context
 
 
@@ -172,12 +177,14 @@ def clientConnection(
         profile.certVerificationDepth,
         store.version,
         tuple(credential.fingerprint() for credential in credentials),
+        profile.keyLogFile,
     )
     context = cache.get(
         key, profile.limits.maxCachedContexts, lambda: _clientContext(profile, store, credentials)
     )
     connection = SSL.Connection(context, sock)
-    connection.set_app_data(PeerCheck(identity, bool(credentials)))
+    rules = Rules(profile, store.path, store.isCustom)
+    connection.set_app_data(PeerCheck(identity, bool(credentials), rules, options.protocols))
     if identity.serverName is not None:
         connection.set_tlsext_host_name(identity.serverName)
     if options.protocols:
@@ -235,9 +242,10 @@ class ServerContexts:
         @param options: the listener's options.
         @raise SSAError: ENOKEY for a certificate that cannot be used.
         """
+        self.rules = Rules(profile)
         self._profile = profile
         self._served = frozenset(options.hostnames)
-        self._protocols = options.protocols
+        self.protocols = self._protocols = options.protocols
         self._made: dict[tuple[bytes, ...], SSL.Context] = {}
         self._sessionContext = os.urandom(32)
         byName: dict[str, list[Credential]] = {}
@@ -381,6 +389,6 @@ def serverConnection(contexts: ServerContexts, sock: socket.socket) -> SSL.Conne
     @param sock: the real TCP socket, non-blocking and connected.
     """
     connection = SSL.Connection(contexts.default, sock)
-    connection.set_app_data(PeerCheck(None, True))
+    connection.set_app_data(PeerCheck(None, True, contexts.rules, contexts.protocols))
     connection.set_accept_state()
     return connection
