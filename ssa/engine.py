@@ -26,6 +26,7 @@ from ssa.tls.connection import ConnectionInfo
 from ssa.tls.contexts import clientConnection, serverConnection, serverContexts
 from ssa.tls.handshake import Handshake
 from ssa.tls.identity import Identity
+from ssa.validating import Validating, peerOf
 
 
 class TLSFactories:
@@ -40,6 +41,7 @@ class TLSFactories:
         self._reactor = reactor
         self._clock = clock
         self._relays = relays
+        self._validating = Validating(reactor)
 
     def client(self, profile: Profile, options: SocketOptions, identity: Identity) -> TLSFactory:
         """
@@ -52,7 +54,7 @@ class TLSFactories:
         def connect(sock: socket.socket) -> SSL.Connection:
             return clientConnection(profile, options, sock, identity)
 
-        return _Factory(self._reactor, self._clock, self._relays, profile, connect, False)
+        return _Factory(self._reactor, self._clock, self._relays, profile, connect, False, self._validating)
 
     def server(self, profile: Profile, options: SocketOptions) -> TLSFactory:
         """
@@ -65,7 +67,7 @@ class TLSFactories:
         def accept(sock: socket.socket) -> SSL.Connection:
             return serverConnection(contexts, sock)
 
-        return _Factory(self._reactor, self._clock, self._relays, profile, accept, True)
+        return _Factory(self._reactor, self._clock, self._relays, profile, accept, True, self._validating)
 
 
 class _Factory:
@@ -79,6 +81,7 @@ class _Factory:
         profile: Profile,
         make: Callable[[socket.socket], SSL.Connection],
         accepts: bool,
+        validating: Validating,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
@@ -86,6 +89,7 @@ class _Factory:
         self._profile = profile
         self._make = make
         self._accepts = accepts
+        self._validating = validating
 
     def handshake(self, sock: socket.socket) -> Deferred[Secured]:
         """See L{TLSFactory}."""
@@ -105,14 +109,34 @@ class _Factory:
         except BaseException:
             close(sock, reset=False)
             raise
+        began = self._clock.seconds()
         try:
             connection = await handshake.start()
         except SSAError as error:
             if error.errno == errno.ECANCELED:
                 raise CancelledError from error
             raise
+        if self._profile.validation:
+            await self._validate(connection, sock, remote, self._clock.seconds() - began)
         info = ConnectionInfo(connection, self._accepts)
         return _Secured(self._clock, self._relays, self._profile, connection, info, sock, external, remote)
+
+
+    async def _validate(self, connection: SSL.Connection, sock: socket.socket, remote: Any, spent: float) -> None:
+        """
+        Ask the validation plug-ins; all other checks have succeeded.
+
+        @param sock: closed if the peer is refused.
+        @param spent: the seconds that the handshake has taken.
+        @raise SSAError: the peer is refused.
+        """
+        try:
+            peer = peerOf(connection, remote, self._accepts)
+            if peer is not None:
+                await self._validating.validate(self._profile, peer, self._profile.handshakeTimeout - spent)
+        except BaseException:
+            close(sock, reset=False)
+            raise
 
 
 class _Secured:

@@ -20,6 +20,7 @@ from ssa.descriptors import raiseDescriptorLimit
 from ssa.dispatcher import Dispatcher
 from ssa.engine import TLSFactories
 from ssa.interfaces import IEventReceiver
+from ssa.logs import LogOutput
 from ssa.netlink.port import INetlinkSystem
 from ssa.policy.profile import Limits, Policy
 from ssa.protocol.kernelport import KernelPort, State
@@ -28,6 +29,7 @@ from ssa.relay import RelayPool
 from ssa.resolve import MAX_RESOLVER_THREADS, DaemonThreadPool, Resolver
 from ssa.sockets import Services
 from ssa.stallguard import StallGuard
+from ssa.tls.keylog import reopenKeyLogs
 
 STOP_TIME = 0.5
 """Seconds that connections have to pass on what they hold when the daemon is told to stop."""
@@ -54,6 +56,7 @@ class Daemon(MultiService):
     @ivar dispatcher: knows all sockets.
     @ivar shared: what all sockets share.
     @ivar kernelChanged: called after each change of L{kernelState}.
+    @ivar logOutput: has its level and format from the policy; C{None}: whoever started the daemon has chosen them.
     """
 
     log = Logger()
@@ -91,6 +94,7 @@ class Daemon(MultiService):
         self._ends: set[DaemonEnd] = set()
         self._kernel: KernelPort | None = None
         self.kernelChanged: Callable[[], None] = lambda: None
+        self.logOutput: LogOutput | None = None
 
     @property
     def kernelState(self) -> State:
@@ -199,6 +203,7 @@ class Daemon(MultiService):
         if self._paths:
             self.privilegedStartService()
         super().startService()  # type: ignore[no-untyped-call]
+        self._policyChanged()
         self._threads.start()
         if self._kernel is not None:
             self._kernel.startListening()
@@ -275,5 +280,31 @@ class Daemon(MultiService):
             end.limits = self._linkLimits()
         if self._kernel is not None:
             self._kernel.setLimits(self._kernelLimits())
+        reopenKeyLogs()
+        self._policyChanged()
         self.log.info("the configuration was read again")
         return True
+
+    def _policyChanged(self) -> None:
+        """Log as the policy says, and say aloud whose secrets are written to files."""
+        policy = self.shared.policy
+        if self.logOutput is not None:
+            self.logOutput.configure(getattr(policy, "logLevel", "info"), getattr(policy, "logFormat", "text"))
+        for name, path in keyLogs(policy):
+            self.log.critical(
+                "KEY LOG: the secrets of the TLS connections of [{profile}] are written to {path}: "
+                "whoever reads it can read them",
+                profile=name,
+                path=path,
+            )
+
+
+def keyLogs(policy: Policy) -> list[tuple[str, str]]:
+    """
+    List the key logs that a policy turns on.
+
+    @return: names of sections of the file, and paths.
+    """
+    profiles = getattr(policy, "profiles", {})
+    every = [("default", policy.default), *(profiles.items() if isinstance(profiles, dict) else ())]
+    return [(name, profile.keyLogFile) for name, profile in every if profile.keyLogFile]

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.application.service import IService, Service
-from twisted.logger import Logger
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
+from twisted.python.components import Componentized
 
+from ssa.logs import forTwistd
 from ssa.notifying import ServiceManager
 from ssa.policy.parser import DEFAULT_FILE, ConfigurationError, loadPolicy
 from ssa.policy.profile import Policy
@@ -40,6 +43,7 @@ class Options(usage.Options):
     ]
 
     policy: Policy
+    parent: usage.Options | None = None
 
     def postOptions(self) -> None:
         """
@@ -158,12 +162,28 @@ class TellManager(Service):
             self._manager.status(f"Serving supervisors; kernel module: {self._daemon.kernelState.value}")
 
 
+class SystemDaemon(Daemon):
+    """The daemon of the machine: its log is twistd's."""
+
+    def setServiceParent(self, parent: Any) -> None:
+        """
+        Join twistd's application, and be its logger, unless the command line names one (C{--logger}).
+
+        @param parent: the application.
+        """
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call]
+        if self.logOutput is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self.logOutput)  # type: ignore[no-untyped-call]
+
+
 def makeService(options: Options) -> IService:
     """Make the service; the reactor is the one that twistd has installed."""
     from twisted.internet import reactor
 
     manager = ServiceManager()
-    daemon = Daemon(reactor, options.policy, options.load)
+    daemon = SystemDaemon(reactor, options.policy, options.load)
+    if options.parent is not None:
+        daemon.logOutput = forTwistd(options.parent, IReactorFromThreads(reactor).callFromThread)
     daemon.listenAt(options["socket"])
     if not options["no-kernel"]:
         daemon.serveKernel()

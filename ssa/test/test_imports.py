@@ -39,6 +39,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ssa.policy.*",),
     # Names of ciphers, which a policy checks.
     ("ssa.tls.ciphers",),
+    # The interface of validation plug-ins, whose names a policy checks.
+    ("ssa.validation",),
     # Words that everybody uses.
     ("ssa.protocol.messages", "ssa.protocol.wire"),
     ("ssa.interfaces",),

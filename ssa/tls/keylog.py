@@ -3,8 +3,8 @@
 The secrets of connections for a tool that decrypts recorded traffic, where the administrator has turned it on.
 
 The format is that of NSS key logs (RFC 9850, SSLKEYLOGFILE), which Wireshark reads.  The file is named by the profile and by
-nothing else: no environment variable counts.  It is made with mode 0600, it never is a link, and it belongs to the daemon's user;
-trouble with it is logged once and never breaks a connection.
+nothing else: no environment variable counts.  It is made with mode 0600, it never is a link, and it belongs to the daemon's
+user; trouble with it is logged once and never breaks a connection.
 """
 
 from __future__ import annotations
