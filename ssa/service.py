@@ -305,6 +305,9 @@ def keyLogs(policy: Policy) -> list[tuple[str, str]]:
 
     @return: names of sections of the file, and paths.
     """
-    profiles = getattr(policy, "profiles", {})
-    every = [("default", policy.default), *(profiles.items() if isinstance(profiles, dict) else ())]
-    return [(name, profile.keyLogFile) for name, profile in every if profile.keyLogFile]
+    found = [("default", policy.default.keyLogFile)]
+    for rule in getattr(policy, "rules", ()):
+        setting = rule.settings.get("KeyLogFile")
+        if setting is not None:
+            found.append((rule.name, setting.value))
+    return [(name, path) for name, path in found if path]

@@ -41,16 +41,13 @@ def peerOf(connection: SSL.Connection, remote: InternetAddress, accepted: bool) 
     @raise SSAError: EKEYREJECTED, the verified chain is not known.
     """
     check = peerCheckOf(connection)
-    chain = tuple(connection.get_verified_chain(as_cryptography=True) or ())
-    resumed = not chain
-    if resumed:
-        chain = check.verified
+    chain = check.verifiedChain(connection)
     if not chain:
         if accepted and connection.get_peer_certificate() is None:
             return None
         raise Cause.VALIDATION.error("the chain that was verified is not known")
     identity = check.identity.value if check.identity is not None else ""
-    return Peer(chain, identity, not accepted, remote.host, remote.port, resumed)
+    return Peer(chain, identity, not accepted, remote.host, remote.port, check.resumed)
 
 
 class Validating:

@@ -45,7 +45,7 @@ class PeerCheck:
     @ivar protocols: the application protocols of this side.
     @ivar sentAlert: the number of the fatal alert that was sent; C{None} if none was.
     @ivar receivedAlert: the number of the fatal alert that was received; C{None} if none was.
-    @ivar verified: of a session that is resumed, the chain that was verified when it began; the peer's certificate first.
+    @ivar resumed: whether the handshake resumed a session.
     """
 
     def __init__(
@@ -63,7 +63,15 @@ class PeerCheck:
         self.protocols = tuple(protocols)
         self.sentAlert: int | None = None
         self.receivedAlert: int | None = None
-        self.verified: tuple[x509.Certificate, ...] = ()
+        self.resumed = False
+
+    def verifiedChain(self, connection: SSL.Connection) -> tuple[x509.Certificate, ...]:
+        """
+        Get the chain that the peer has proved its identity with, SSL_get0_verified_chain(3).
+
+        @return: its own certificate first, a trusted one last; empty if it sent none.
+        """
+        return tuple(connection.get_verified_chain(as_cryptography=True) or ())
 
     def check(self, certificate: crypto.X509, code: int, depth: int, good: bool) -> bool:
         """

@@ -118,11 +118,11 @@ def _text(protocols: Sequence[bytes]) -> list[str]:
 def _parts(hello: Hello) -> list[tuple[str, list[str]]]:
     return [
         ("versions", [versionName(each) for each in hello.versions]),
-        ("ciphers", [cipherName(each) for each in hello.ciphers[:_MOST_NAMED]]),
-        ("groups", [groupName(each) for each in hello.groups[:_MOST_NAMED]]),
-        ("ALPN", _text(hello.protocols[:_MOST_NAMED])),
+        ("ciphers", [cipherName(each) for each in hello.ciphers]),
+        ("groups", [groupName(each) for each in hello.groups]),
+        ("ALPN", _text(hello.protocols)),
         ("name", [hello.serverName] if hello.serverName is not None else []),
-        ("signatures", [signatureName(each) for each in hello.signatures[:_MOST_NAMED]]),
+        ("signatures", [signatureName(each) for each in hello.signatures]),
     ]
 
 
@@ -226,4 +226,4 @@ def _peer(heard: bytes, isClient: bool, evidence: dict[str, str]) -> str:
 def _keep(evidence: dict[str, str], prefix: str, parts: Sequence[tuple[str, Sequence[str]]]) -> None:
     for what, names in parts:
         if names:
-            evidence[f"{prefix}_{what.lower().replace(' ', '_')}"] = " ".join(names)
+            evidence[f"{prefix}_{what.lower().replace(' ', '_')}"] = " ".join(names[:_MOST_NAMED])
