@@ -142,7 +142,7 @@ class FirstUseStore:
             return
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}") from error
-        with open(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             version = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
             if version == self._version:
@@ -151,7 +151,12 @@ class FirstUseStore:
                 raise StoreError(f"{self.path}: it is no regular file")
             if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
                 raise StoreError(f"{self.path}: others than the daemon's user and root can change it")
-            data = file.read(_LARGEST_FILE + 1)
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(_LARGEST_FILE + 1)
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
         if len(data) > _LARGEST_FILE:
             raise StoreError(f"{self.path}: it is larger than {_LARGEST_FILE} bytes")
         self._entries = self._parse(data)

@@ -12,6 +12,7 @@ import hashlib
 from typing import Any
 
 from cryptography import x509
+from twisted.internet.defer import Deferred
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
@@ -45,7 +46,7 @@ class PinValidator:
 
     name = "pin"
 
-    def validate(self, peer: Peer, profile: Profile, reactor: Any) -> None:
+    def validate(self, peer: Peer, profile: Profile, reactor: Any) -> Deferred[None] | None:
         """
         See L{IValidator}.
 
@@ -54,7 +55,7 @@ class PinValidator:
         @raise SSAError: EKEYREJECTED, no key of the chain is pinned.
         """
         if not peer.isServer:
-            return
+            return None
         digests = []
         for certificate in peer.chain:
             try:
@@ -62,7 +63,7 @@ class PinValidator:
             except ValueError:
                 continue  # a key that cannot be read is not pinned
         if any(digest in profile.pinnedKeys for digest in digests):
-            return
+            return None
         rule = keyRule(profile, "PinnedKeys")
         found = " ".join(pinText(digest) for digest in digests[:8])
         wanted = f"{len(profile.pinnedKeys)} keys are pinned" if profile.pinnedKeys else "no key is pinned"
