@@ -210,10 +210,10 @@ def forTwistd(
     @param options: the command line of twistd itself: C{--logfile}, C{--syslog}, C{--prefix}, C{--nodaemon}, C{--logger}.
     @param later: has something called from the reactor's loop, for signals: C{callFromThread}.
     @param environment: of the process.
-    @return: C{None} where the log is not ours: the administrator has named another C{--logger}, or twistd will refuse to
-        start.
+    @return: C{None} where the log is not ours: the administrator has named another C{--logger}, twistd will refuse to start,
+        or it is C{twist}, which has options of its own for the log.
     """
-    if options.get("logger"):
+    if "nodaemon" not in options or options.get("logger"):
         return None
     if options.get("syslog"):
         return LogOutput(syslogSink(str(options.get("prefix") or "ssa")), withTime=False)

@@ -285,11 +285,21 @@ class Daemon(MultiService):
         self.log.info("the configuration was read again")
         return True
 
+    def logTo(self, output: LogOutput) -> None:
+        """
+        Log as the policy says, from now on and after each reload.
+
+        @param output: where to.
+        """
+        policy = self.shared.policy
+        output.configure(getattr(policy, "logLevel", "info"), getattr(policy, "logFormat", "text"))
+        self.logOutput = output
+
     def _policyChanged(self) -> None:
         """Log as the policy says, and say aloud whose secrets are written to files."""
         policy = self.shared.policy
         if self.logOutput is not None:
-            self.logOutput.configure(getattr(policy, "logLevel", "info"), getattr(policy, "logFormat", "text"))
+            self.logTo(self.logOutput)
         for name, path in keyLogs(policy):
             self.log.critical(
                 "KEY LOG: the secrets of the TLS connections of [{profile}] are written to {path}: "

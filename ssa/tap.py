@@ -183,7 +183,9 @@ def makeService(options: Options) -> IService:
     manager = ServiceManager()
     daemon = SystemDaemon(reactor, options.policy, options.load)
     if options.parent is not None:
-        daemon.logOutput = forTwistd(options.parent, IReactorFromThreads(reactor).callFromThread)
+        output = forTwistd(options.parent, IReactorFromThreads(reactor).callFromThread)
+        if output is not None:
+            daemon.logTo(output)
     daemon.listenAt(options["socket"])
     if not options["no-kernel"]:
         daemon.serveKernel()

@@ -146,7 +146,7 @@ class PlaceTests(SynchronousTestCase):
 
     def test_ownLogger(self) -> None:
         """An administrator's own logger is left alone, and so is what twistd refuses."""
-        for options in ({"logger": object()}, {"logfile": "-", "nodaemon": False}):
+        for options in ({"logger": object(), "nodaemon": 1}, {"logfile": "-", "nodaemon": False}, {"log_file": "x"}):
             self.assertIsNone(forTwistd(options, lambda call: None))
 
     def test_standardOutput(self) -> None:
@@ -177,7 +177,7 @@ class PlaceTests(SynchronousTestCase):
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         path = os.path.abspath(self.mktemp())
         calls: list[Any] = []
-        output = forTwistd({"logfile": path}, calls.append)
+        output = forTwistd({"logfile": path, "nodaemon": False}, calls.append)
         assert output is not None
         output({"log_level": LogLevel.info, "log_format": "before", "log_time": 0.0})
         os.kill(os.getpid(), signal.SIGUSR1)
