@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Validation plug-ins as programs see them: one that the administrator has named refuses after every other check has succeeded."""
+"""Validation plug-ins as programs see them: one that is named refuses after every other check has succeeded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Pinned(TLSCase):
             self.assertEqual(self.exactly(sock, 4), b"ping")
 
     def test_other(self) -> None:
-        """A server with a good certificate and another key: EKEYREJECTED, and TLS_ERROR tells the key, the rule and the certificate."""
+        """A good certificate with another key: EKEYREJECTED, and TLS_ERROR tells the key, the rule and the certificate."""
         for version in (0x0303, 0x0304):
             other = testCA().issue([NAME])
             number, sock, _ = self.against(serverContext(other, version=version))
