@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from OpenSSL import SSL, crypto
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
@@ -27,6 +28,7 @@ from zope.interface import directlyProvides, implementer
 
 import ssa
 from ssa import validation
+from ssa.api import InternetAddress, Option
 from ssa.engine import TLSFactories
 from ssa.errors import Cause, SSAError
 from ssa.factories import Secured
@@ -36,10 +38,12 @@ from ssa.relay import RelayPool
 from ssa.test.badservers import echo, running, serverContext
 from ssa.test.pki import Credential, testCA, testKey
 from ssa.test.test_keylog import Heard
-from ssa.test.tlspair import serving, trusting
+from ssa.test.tlspair import Pair, serving, trusting
+from ssa.tls.connection import verifyPeer
+from ssa.tls.contexts import serverContexts
 from ssa.tls.identity import parseIdentity
 from ssa.tls.pinning import PinValidator, keyDigest, pinText
-from ssa.validating import Validating
+from ssa.validating import Validating, peerOf
 from ssa.validation import IValidator, Peer, validatorNamed, validatorNames
 
 reactor: Any = _reactor
@@ -529,6 +533,43 @@ class ConnectionTests(TestCase):
             self.assertGreater(reactor.seconds() - began, 0.25)
             error = await self.refused(profile, server.port)
             self.assertEqual(error.errno, errno.ETIMEDOUT)
+
+    def pairWithClientCertificate(self, own: Credential | None) -> Pair:
+        contexts = serverContexts(Profile(), serving(testCA().issue()))
+        store = contexts.default.get_cert_store()
+        assert store is not None
+        store.add_cert(crypto.X509.from_cryptography(testCA().certificate))
+        contexts.default.set_verify(SSL.VERIFY_PEER, verifyPeer)
+        settings = () if own is None else (
+            (Option.TLS_CERTIFICATE_CHAIN, own.chainPEM), (Option.TLS_PRIVATE_KEY, own.keyPEM)
+        )  # fmt: skip
+        pair = Pair(trusting(testCA(), *settings), contexts).shakeHands()
+        self.addCleanup(pair.close)
+        self.assertEqual(pair.errors, {"client": None, "server": None})
+        return pair
+
+    def test_peers(self) -> None:
+        """What plug-ins are told of both sides; of a client without a certificate they are not asked."""
+        remote = InternetAddress(socket.AF_INET, "192.0.2.7", 999)
+        own = testCA().intermediate().issue(["client.example"], purpose="client")
+        pair = self.pairWithClientCertificate(own)
+        found = peerOf(pair.server, remote, True)
+        assert found is not None
+        self.assertEqual(found.chain, (*own.chain, testCA().certificate))
+        self.assertEqual((found.isServer, found.identity, found.host, found.port), (False, "", "192.0.2.7", 999))
+        found = peerOf(pair.client, remote, False)
+        assert found is not None
+        self.assertEqual((found.isServer, found.identity, found.isResumed), (True, "server.example", False))
+        self.assertEqual(found.certificate, found.chain[0])
+        self.assertIsNone(peerOf(self.pairWithClientCertificate(None).server, remote, True))
+
+    def test_unknownChain(self) -> None:
+        """A server of which no verified chain is known is refused."""
+        contexts = serverContexts(Profile(), serving(testCA().issue()))
+        pair = Pair(trusting(testCA()), contexts)
+        self.addCleanup(pair.close)
+        remote = InternetAddress(socket.AF_INET, "192.0.2.7", 999)
+        self.assertEqual(self.assertRaises(SSAError, peerOf, pair.client, remote, False).errno, errno.EKEYREJECTED)
 
     async def test_server(self) -> None:
         """A client without a certificate is not asked about."""

@@ -75,4 +75,4 @@ class Rules:
         if self.isProgramsStore:
             allowed = keyRule(self.profile, "AppCustomValidation")
             return f"trusted are the program's own TLS_TRUSTED_PEER_CERTIFICATES, allowed by {allowed}"
-        return f"trust store {self.store}, {keyRule(self.profile, 'TrustStoreLocation')}"
+        return f"trust store {self.store or 'of the system'}, {keyRule(self.profile, 'TrustStoreLocation')}"
