@@ -534,6 +534,32 @@ class ConnectionTests(TestCase):
             error = await self.refused(profile, server.port)
             self.assertEqual(error.errno, errno.ETIMEDOUT)
 
+    async def test_everyConnection(self) -> None:
+        """Each connection is validated with the same chain, be its session new or resumed."""
+        seen: list[Peer] = []
+
+        @implementer(IPlugin, IValidator)
+        class Watching:
+            """Remembers whom it was asked about; refuses the third."""
+
+            name = "watching"
+
+            def validate(self, peer: Peer, profile: Profile, reactor: Any) -> Deferred[None] | None:
+                """See L{IValidator}."""
+                seen.append(peer)
+                if len(seen) == 3:
+                    raise SSAError(errno.EKEYREJECTED, "enough")
+                return None
+
+        self.patch(validation, "_found", {"watching": Watching()})
+        profile = Profile(maxProtocol=TLS_1_2, validation=("watching",))
+        with running(echo(serverContext(testCA().intermediate().issue()))) as server:
+            for _ in range(2):
+                (await self.connect(profile, server.port)).abort()
+            self.assertIn("enough", (await self.refused(profile, server.port)).reason)
+        self.assertEqual([each.chain for each in seen], [seen[0].chain] * 3)
+        self.assertEqual(len(seen[0].chain), 3)
+
     def pairWithClientCertificate(self, own: Credential | None) -> Pair:
         contexts = serverContexts(Profile(), serving(testCA().issue()))
         store = contexts.default.get_cert_store()
