@@ -81,7 +81,11 @@ def lineSink(stream: _Stream, journal: bool = False) -> Sink:
 
     def write(level: str, text: str) -> None:
         prefix = f"<{_PRIORITIES[level]}>" if journal else ""
-        stream.write("".join(f"{prefix}{line}\n" for line in text.split("\n")))
+        lines = "".join(f"{prefix}{line}\n" for line in text.split("\n"))
+        try:
+            stream.write(lines)
+        except UnicodeEncodeError as error:  # the locale has no such character
+            stream.write(lines.encode(error.encoding, "backslashreplace").decode(error.encoding))
         stream.flush()
 
     return write

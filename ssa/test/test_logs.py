@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import syslog
 from typing import Any
 
 from twisted.logger import Logger, LogLevel, LogPublisher
@@ -134,6 +135,13 @@ class LevelTests(Logging):
         log.debug("c")
         self.assertEqual([json.loads(line)["message"] for line in self.lines()], ["b"])
 
+    def test_poorLocale(self) -> None:
+        """A character that the stream cannot have is escaped, and nothing is lost."""
+        data = io.BytesIO()
+        stream = io.TextIOWrapper(data, encoding="ascii")
+        LogOutput(lineSink(stream), withTime=False)({"log_level": LogLevel.info, "log_format": "cut\u2026"})
+        self.assertEqual(data.getvalue(), b"[-#info] cut\\u2026\n")
+
     def test_brokenStream(self) -> None:
         """A log that cannot be written stops nobody."""
         log = self.output()
@@ -169,6 +177,18 @@ class PlaceTests(SynchronousTestCase):
             first, second = file.read().splitlines()
         self.assertRegex(first, r"^19\d\d|^1970")
         self.assertEqual(second, "<4>[-#warn] here")
+
+    def test_syslog(self) -> None:
+        """The system's log has a priority for each line."""
+        lines: list[tuple[int, str]] = []
+        opened: list[tuple[Any, ...]] = []
+        self.patch(syslog, "openlog", lambda *arguments: opened.append(arguments))
+        self.patch(syslog, "syslog", lambda priority, line: lines.append((priority, line)))
+        output = forTwistd({"nodaemon": True, "syslog": True, "prefix": "ssa"}, lambda call: None)
+        assert output is not None
+        output({"log_level": LogLevel.error, "log_format": "one\ntwo", "log_time": 0.0})
+        self.assertEqual(opened, [("ssa", syslog.LOG_PID, syslog.LOG_DAEMON)])
+        self.assertEqual(lines, [(syslog.LOG_ERR, "[-#error] one"), (syslog.LOG_ERR, "    two")])
 
     def test_file(self) -> None:
         """A file, which SIGUSR1 rotates."""

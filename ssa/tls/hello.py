@@ -138,6 +138,10 @@ def isComplete(data: bytes) -> bool:
     """
     if len(data) >= LARGEST_HELLO or (data and data[0] != _HANDSHAKE):
         return True
+    if len(data) >= _RECORD + _MESSAGE:
+        size = int.from_bytes(data[3:5], "big")
+        if int.from_bytes(data[6:9], "big") + _MESSAGE <= size <= len(data) - _RECORD:
+            return True  # one record has all of it, as nearly always
     try:
         return _message(data) is not None
     except ValueError:
