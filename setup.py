@@ -2,7 +2,7 @@
 """
 Metadata and contents of the distribution.
 
-The packages are listed one by one.  C{twisted/plugins/ssa_plugin.py} is installed into Twisted's plug-in directory, which
+The packages are listed one by one.  The modules of C{twisted/plugins} are installed into Twisted's plug-in directory, which
 is a namespace of many distributions: there must be no C{__init__.py} in C{twisted} or C{twisted/plugins}.
 """
 
@@ -12,29 +12,30 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-PLUGIN = "twisted/plugins/ssa_plugin.py"
+PLUGINS = ("twisted/plugins/ssa_plugin.py", "twisted/plugins/ssa_validators.py")
 
 
 class BuildWithPlugin(build_py):
     """
-    C{build_py} that adds the plug-in as a lone module.
+    C{build_py} that adds the plug-ins as lone modules.
 
     Listing C{twisted.plugins} as a package would make it this distribution's, and an uninstall or an editable install
     could shadow Twisted itself.
     """
 
     def run(self) -> None:
-        """Build the packages, then put the plug-in beside them."""
+        """Build the packages, then put the plug-ins beside them."""
         super().run()
         if not self.editable_mode:
-            target = Path(self.build_lib, PLUGIN)
-            self.mkpath(str(target.parent))
-            self.copy_file(str(ROOT / PLUGIN), str(target))
+            for plugin in PLUGINS:
+                target = Path(self.build_lib, plugin)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(ROOT / plugin), str(target))
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         """What is installed, for the record that an uninstall reads."""
         outputs: list[str] = super().get_outputs(include_bytecode)
-        return outputs if self.editable_mode else [*outputs, str(Path(self.build_lib, PLUGIN))]
+        return outputs if self.editable_mode else [*outputs, *(str(Path(self.build_lib, plugin)) for plugin in PLUGINS)]
 
 
 def version() -> str:

@@ -10,16 +10,17 @@ from collections.abc import Iterable
 
 from OpenSSL import rand
 
-from ssa.policy.parser import SHIPPED_VALIDATION, ConfigurationError, Validators, loadPolicy
+from ssa.policy.parser import ConfigurationError, Validators, loadPolicy
 from ssa.policy.profile import Policy
 from ssa.tls.policyfiles import loadFiles
+from ssa.validation import validatorNames
 
 __all__ = ["loadConfiguration", "validationNames"]
 
 
 def validationNames() -> Iterable[str]:
     """Find the names of the validation plug-ins, when a configuration names some."""
-    return SHIPPED_VALIDATION
+    return validatorNames()
 
 
 def loadConfiguration(

@@ -68,7 +68,9 @@ def mostTelling(host: str, failures: Sequence[tuple[InternetAddress, SSAError]])
     address, error = min(failures, key=rank)
     others = "; ".join(f"{a.host}: {e.reason}" for a, e in failures if a is not address)
     reason = f"{host} ({address.host}): {error.reason}"
-    return SSAError(error.errno, f"{reason}; the other addresses failed too: {others}" if others else reason)
+    told = SSAError(error.errno, f"{reason}; the other addresses failed too: {others}" if others else reason)
+    told.evidence = error.evidence
+    return told
 
 
 class Connecting:

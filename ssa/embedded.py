@@ -15,13 +15,9 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from twisted.logger import (
-    FilteringLogObserver,
-    LogLevel,
-    LogLevelFilterPredicate,
-    globalLogBeginner,
-    textFileLogObserver,
-)
+from twisted.logger import LogLevel, globalLogBeginner
+
+from ssa.logs import LogOutput, isJournal, lineSink
 
 DRAIN_TIME = 60.0
 """
@@ -61,8 +57,8 @@ def startLogging(level: Any) -> None:
     if _logging:
         return
     _logging = True
-    predicate = LogLevelFilterPredicate(defaultLogLevel=level)
-    observer = FilteringLogObserver(textFileLogObserver(sys.stderr), [predicate])
+    journal = isJournal(sys.stderr)
+    observer = LogOutput(lineSink(sys.stderr, journal), level.name, withTime=not journal)
     globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)
 
 

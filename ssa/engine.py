@@ -33,6 +33,7 @@ from ssa.tls.handshake import Handshake
 from ssa.tls.identity import Identity
 from ssa.tls.policyfiles import storeOf
 from ssa.tls.sessions import SessionCache
+from ssa.validating import Validating, peerOf
 
 
 class TLSFactories:
@@ -53,6 +54,7 @@ class TLSFactories:
         self._relays = relays
         self._revocation = revocation
         self._staples = staples
+        self._validating = Validating(reactor)
         self._sessions = SessionCache(clock.seconds)
         self._contexts = ContextCache(self._sessions.forgetTrust)
 
@@ -78,7 +80,7 @@ class TLSFactories:
             )
 
         judge = PeerJudge(self._revocation, profile, options, isServer=False)
-        return _Factory(self._reactor, self._clock, self._relays, profile, connect, judge, False)
+        return _Factory(self._reactor, self._clock, self._relays, profile, connect, judge, self._validating, False)
 
     def server(self, profile: Profile, options: SocketOptions) -> TLSFactory:
         """
@@ -93,7 +95,7 @@ class TLSFactories:
 
         judge = PeerJudge(self._revocation, profile, options, isServer=True)
         held = self._staple(contexts, profile, options)
-        return _Factory(self._reactor, self._clock, self._relays, profile, accept, judge, True, held)
+        return _Factory(self._reactor, self._clock, self._relays, profile, accept, judge, self._validating, True, held)
 
     def _staple(self, contexts: ServerContexts, profile: Profile, options: SocketOptions) -> Callable[[], None]:
         """
@@ -129,6 +131,7 @@ class _Factory:
         profile: Profile,
         make: Callable[[socket.socket], SSL.Connection],
         judge: PeerJudge,
+        validating: Validating,
         accepts: bool,
         release: Callable[[], None] = lambda: None,
     ) -> None:
@@ -140,6 +143,7 @@ class _Factory:
         self._judge = judge
         self._accepts = accepts
         self._release = release
+        self._validating = validating
 
     def handshake(self, sock: socket.socket) -> Deferred[Secured]:
         """See L{TLSFactory}."""
@@ -175,8 +179,26 @@ class _Factory:
         except BaseException:
             close(sock, reset=False)
             raise
+        if self._profile.validation:
+            await self._validate(connection, sock, remote, self._clock.seconds() - begun)
         info = ConnectionInfo(connection, self._accepts)
         return _Secured(self._clock, self._relays, self._profile, connection, info, sock, external, remote)
+
+    async def _validate(self, connection: SSL.Connection, sock: socket.socket, remote: Any, spent: float) -> None:
+        """
+        Ask the validation plug-ins; all other checks have succeeded.
+
+        @param sock: closed if the peer is refused.
+        @param spent: the seconds that the handshake has taken.
+        @raise SSAError: the peer is refused.
+        """
+        try:
+            peer = peerOf(connection, remote, self._accepts)
+            if peer is not None:
+                await self._validating.validate(self._profile, peer, self._profile.handshakeTimeout - spent)
+        except BaseException:
+            close(sock, reset=False)
+            raise
 
 
 class _Secured:

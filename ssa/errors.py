@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Sequence
 from enum import Enum
 
+from ssa.alerts import alertName, alertNumber
+
 __all__ = [
     "LONGEST_REASON",
     "Cause",
@@ -41,6 +43,8 @@ class SSAError(Exception):
     @type errno: C{int}
     @ivar reason: why, in one printable line; it becomes TLS_ERROR.
     @type reason: C{str}
+    @ivar evidence: what is known besides, for the log: names of fields and texts.  Nothing secret.
+    @type evidence: C{dict}
     """
 
     def __init__(self, errno: int, reason: str) -> None:
@@ -53,10 +57,16 @@ class SSAError(Exception):
             raise ValueError(f"an error needs a positive errno, not {errno}")
         self.errno = errno
         self.reason = oneLine(reason)
+        self.evidence: dict[str, str] = {}
         super().__init__(errno, self.reason)
 
+    @property
+    def name(self) -> str:
+        """The name of the errno: C{"EPROTO"}."""
+        return _errnoName(self.errno)
+
     def __str__(self) -> str:
-        name = _errnoName(self.errno)
+        name = self.name
         return f"{name}: {self.reason}"
 
 
@@ -94,6 +104,9 @@ class Cause(Enum):
     NO_OWN_CERTIFICATE = (errno.ENOKEY, "no certificate to serve with")
     OWN_CERTIFICATE_UNUSABLE = (errno.ENOKEY, "the own certificate cannot be used")
     NO_CLIENT_CERTIFICATE = (errno.ENOKEY, "the server demands a client certificate and there is none")
+    VALIDATION = (errno.EKEYREJECTED, "a validation plug-in refuses the peer's certificate")
+    NOT_PINNED = (errno.EKEYREJECTED, "none of the keys in the peer's certificate chain is pinned")
+    KEY_CHANGED = (errno.EKEYREJECTED, "the peer's key is not the one that was seen first")
     POLICY = (errno.EPERM, "refused by the administrator's policy")
     DAEMON_GONE = (errno.ENETDOWN, "the TLS daemon is gone")
     CANCELLED = (errno.ECANCELED, "cancelled")
@@ -349,7 +362,8 @@ def causeOfOpenSSL(errors: Sequence[tuple[str, str, str]]) -> tuple[Cause, str]:
     alert = alertOf(errors)
     if alert:
         cause = _ALERTS.get(alert, Cause.ALERT)
-        return cause, f"it sent the alert {alert.replace(' ', '_')}"
+        number = alertNumber(alert)
+        return cause, f"it sent the alert {alert.replace(' ', '_') if number is None else alertName(number)}"
     for _library, _function, reason in errors:
         found = _REASONS.get(reason.lower())
         if found is not None:

@@ -27,6 +27,7 @@ from ssa.admission import Admission, Claimant, Slot
 from ssa.errors import SSAError
 from ssa.factories import Secured, TLSFactory
 from ssa.liveoptions import neverWaitInClose
+from ssa.logs import PROGRAM
 from ssa.throttle import Throttle
 
 ACCEPTS_PER_WAKEUP = 16
@@ -261,11 +262,14 @@ class Listener:
             suppressed = self._throttle.allow()
             if suppressed is not None:
                 self.log.info(
-                    "a connection from {remote} was refused: {error} ({suppressed} more were not logged); {program}",
-                    remote=remote,
+                    "a connection from {peer} was refused: {error}{more}; " + PROGRAM,
+                    peer=remote,
                     error=str(error),
+                    errno=error.name,
                     suppressed=suppressed,
-                    program=self._describe(),
+                    more=f" ({suppressed} more were not logged)" if suppressed else "",
+                    evidence=error.evidence,
+                    **self._describe(),
                 )
             return
         finally:
@@ -297,10 +301,10 @@ class Listener:
         self._timer = self._clock.callLater(self._pause, self._rested)
         if self._throttle.allow() is not None:
             self.log.error(
-                "accept: {error}; trying again in {pause} s; {program}",
+                "accept: {error}; trying again in {pause} s; " + PROGRAM,
                 error=error.strerror,
                 pause=self._pause,
-                program=self._describe(),
+                **self._describe(),
             )
 
     def _rested(self) -> None:

@@ -20,6 +20,7 @@ from ssa.descriptors import raiseDescriptorLimit
 from ssa.dispatcher import Dispatcher
 from ssa.engine import TLSFactories
 from ssa.interfaces import IEventReceiver
+from ssa.logs import LogOutput
 from ssa.netlink.port import INetlinkSystem
 from ssa.policy.parser import ConfigurationError
 from ssa.policy.profile import Limits, Policy
@@ -33,6 +34,7 @@ from ssa.revocation.fetch import Fetcher
 from ssa.revocation.stapling import Staples
 from ssa.sockets import Services
 from ssa.stallguard import StallGuard
+from ssa.tls.keylog import reopenKeyLogs
 from ssa.tls.policyfiles import LoadedFiles, loadFiles
 from ssa.watching import FilesWatch
 
@@ -64,6 +66,7 @@ class Daemon(MultiService):
     @ivar dispatcher: knows all sockets.
     @ivar shared: what all sockets share.
     @ivar kernelChanged: called after each change of L{kernelState}.
+    @ivar logOutput: has its level and format from the policy; C{None}: whoever started the daemon has chosen them.
     """
 
     log = Logger()
@@ -117,6 +120,7 @@ class Daemon(MultiService):
         self._ends: set[DaemonEnd] = set()
         self._kernel: KernelPort | None = None
         self.kernelChanged: Callable[[], None] = lambda: None
+        self.logOutput: LogOutput | None = None
 
     @property
     def kernelState(self) -> State:
@@ -225,6 +229,7 @@ class Daemon(MultiService):
         if self._paths:
             self.privilegedStartService()
         super().startService()  # type: ignore[no-untyped-call]
+        self._policyChanged()
         self._threads.start()
         self._watch.start()
         self._readers.start()
@@ -330,5 +335,40 @@ class Daemon(MultiService):
             end.limits = self._linkLimits()
         if self._kernel is not None:
             self._kernel.setLimits(self._kernelLimits())
+        reopenKeyLogs()
+        self._policyChanged()
         self.log.info("the configuration was read again")
         return True
+
+    def logTo(self, output: LogOutput) -> None:
+        """
+        Log as the policy says, from now on and after each reload.
+
+        @param output: where to.
+        """
+        policy = self.shared.policy
+        output.configure(policy.logLevel, policy.logFormat)
+        self.logOutput = output
+
+    def _policyChanged(self) -> None:
+        """Log as the policy says, and say aloud whose secrets are written to files."""
+        policy = self.shared.policy
+        if self.logOutput is not None:
+            self.logTo(self.logOutput)
+        for name, path in keyLogs(policy):
+            self.log.critical(
+                "KEY LOG: the secrets of the TLS connections of [{profile}] are written to {path}: "
+                "whoever reads it can read them",
+                profile=name,
+                path=path,
+            )
+
+
+def keyLogs(policy: Policy) -> list[tuple[str, str]]:
+    """
+    List the key logs that a policy turns on.
+
+    @return: names of sections of the file, and paths.
+    """
+    found = [("default", policy.default.keyLogFile), *((rule.name, rule.value("KeyLogFile")) for rule in policy.rules)]
+    return [(name, path) for name, path in found if path]

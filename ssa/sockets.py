@@ -17,19 +17,21 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from constantly import NamedConstant
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IReactorFDSet, IReactorTime
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from ssa.admission import Admission, Claimant
 from ssa.api import IPPROTO_TLS, Address, DataPath, HostnameAddress, InternetAddress, Role
 from ssa.connecting import Connecting
-from ssa.errors import Cause, SSAError, failed
+from ssa.errors import Cause, SSAError, failed, oneLine
 from ssa.factories import MakesFactories, RunningRelay, Secured, TLSFactory
 from ssa.interfaces import Fetched, IInterceptor, IPlaintextEnd
 from ssa.listening import Listener
 from ssa.liveoptions import checkSettable, getLiveOption, setLiveOption
+from ssa.logs import PROGRAM
 from ssa.options import IConnectionInfo, Phase, SocketOptions
 from ssa.policy.profile import Caller, Policy, Profile
 from ssa.realsocket import adoptRealSocket, keepUntilTaken
@@ -85,6 +87,20 @@ class Services:
         """A TLS_ID: never the same twice while the daemon lives."""
         self.lastID += 1
         return self.lastID
+
+
+_REFUSALS = frozenset({errno.EPERM, errno.EKEYREJECTED, errno.EKEYEXPIRED, errno.EKEYREVOKED})
+
+
+def levelOf(error: SSAError) -> NamedConstant:
+    """
+    How much a failed call is worth to whoever reads the log.
+
+    @return: C{warn} for what a check or the policy has refused, C{error} for an error of the daemon, else C{info}.
+    """
+    if error.errno == errno.EIO:
+        return LogLevel.error
+    return LogLevel.warn if error.errno in _REFUSALS else LogLevel.info
 
 
 def _descriptorOf(fd: int) -> list[int]:
@@ -206,7 +222,12 @@ class TLSSocket:
     def describe(self) -> dict[str, object]:
         """Who it belongs to, for the log; nothing secret."""
         caller = self.caller
-        return {"executable": caller.executable, "comm": caller.comm, "pid": caller.pid, "uid": caller.uid}
+        return {
+            "executable": oneLine(caller.executable) or "unknown",
+            "comm": oneLine(caller.comm),
+            "pid": caller.pid,
+            "uid": caller.uid,
+        }
 
     def _profile(self, destination: str | None, port: int, address: str = "") -> Profile:
         return self._services.policy.profileFor(self.caller, destination, port, address)
@@ -299,7 +320,13 @@ class TLSSocket:
         """
         begin = self._life.resolve if isinstance(remote, HostnameAddress) else self._life.connect
         destination = remote.host
-        return self._start(begin, lambda: self._connect(remote), f"connect to {destination} port {remote.port}")
+        return self._start(
+            begin,
+            lambda: self._connect(remote),
+            f"connect to {destination} port {remote.port}",
+            destination=destination,
+            port=remote.port,
+        )
 
     def upgrade(self, role: Role, remote: InternetAddress) -> Deferred[None]:
         """
@@ -308,7 +335,11 @@ class TLSSocket:
         @return: as L{connect}.
         """
         return self._start(
-            self._life.upgrade, lambda: self._upgrade(role, remote), f"upgrade of the connection to {remote}"
+            self._life.upgrade,
+            lambda: self._upgrade(role, remote),
+            f"upgrade of the connection to {remote}",
+            destination=remote.host,
+            port=remote.port,
         )
 
     def listen(self, backlog: int, external: InternetAddress) -> Deferred[None]:
@@ -320,10 +351,20 @@ class TLSSocket:
         if self._listener is not None:
             listener = self._listener
             return self._start(self._life.listen, lambda: self._changeBacklog(listener, backlog), "listen")
-        return self._start(self._life.listen, lambda: self._listen(external), f"listen on {external}")
+        return self._start(
+            self._life.listen,
+            lambda: self._listen(external),
+            f"listen on {external}",
+            address=external.host,
+            port=external.port,
+        )
 
     def _start(
-        self, begin: Callable[[], None], work: Callable[[], Coroutine[Deferred[Any], Any, None]], what: str
+        self,
+        begin: Callable[[], None],
+        work: Callable[[], Coroutine[Deferred[Any], Any, None]],
+        what: str,
+        **where: object,
     ) -> Deferred[None]:
         """
         Begin a call, if the state allows it.
@@ -331,6 +372,7 @@ class TLSSocket:
         @param begin: the input of the state machine.
         @param work: does it.
         @param what: for the log.
+        @param where: the same as fields of the log.
         """
 
         try:
@@ -345,7 +387,7 @@ class TLSSocket:
             self._connecting = None
             self._early.clear()
             if isinstance(result, Failure):
-                raise self._failed(result, what)
+                raise self._failed(result, what, where)
             self.options.succeeded()
 
         self._giveUpWith = None
@@ -353,7 +395,7 @@ class TLSSocket:
         self._pending = pending
         return pending.addBoth(ended)
 
-    def _failed(self, failure: Failure, what: str) -> SSAError:
+    def _failed(self, failure: Failure, what: str, where: dict[str, object]) -> SSAError:
         """
         A call has failed: the socket is new again, and TLS_ERROR tells why.
 
@@ -366,7 +408,8 @@ class TLSSocket:
         elif isinstance(failure.value, SSAError):
             error = failure.value
         else:
-            self.log.failure("{what} failed in the daemon; {program}", failure, what=what, program=self.describe())
+            fields: dict[str, Any] = self.describe()
+            self.log.failure("{what} failed in the daemon; " + PROGRAM, failure, what=what, **fields)
             error = Cause.INTERNAL.error(what)
         if self.stage.isPending:
             self._life.fail()
@@ -374,13 +417,19 @@ class TLSSocket:
         self.options.failed(error)
         suppressed = self._services.throttle.allow()
         if suppressed is not None:
-            self.log.info(
-                "{what} failed: {error} ({suppressed} more were not logged); {program}",
+            if self.options.remoteIdentity is not None:
+                where = {**where, "identity": self.options.remoteIdentity.value}
+            self.log.emit(
+                levelOf(error),
+                "{what} failed: {error}{more}; " + PROGRAM,
                 what=what,
                 error=str(error),
-                errno=error.errno,
+                errno=error.name,
                 suppressed=suppressed,
-                program=self.describe(),
+                more=f" ({suppressed} more were not logged)" if suppressed else "",
+                evidence=error.evidence,
+                **where,
+                **self.describe(),
             )
         return error
 
@@ -488,7 +537,7 @@ class TLSSocket:
         self._relay = None
         if error is not None:
             self.options.failed(error)
-            self.log.debug("a connection ended: {error}; {program}", error=str(error), program=self.describe())
+            self.log.debug("a connection ended: {error}; " + PROGRAM, error=str(error), errno=error.name, **self.describe())
         if self.stage is Stage.CLOSED:
             self._gone(self)
 
@@ -562,7 +611,9 @@ class TLSSocket:
             plaintext = self._interceptor.plaintextEnd(newID, adoptPlaintextEnd(fd))
         except SSAError as error:
             secured.abort()
-            self.log.info("a connection is not accepted: {error}; {program}", error=str(error), program=self.describe())
+            self.log.info(
+                "a connection is not accepted: {error}; " + PROGRAM, error=str(error), errno=error.name, **self.describe()
+            )
             return
         except BaseException:
             secured.abort()
@@ -594,7 +645,7 @@ class TLSSocket:
         self._listener = None
         self.options.failed(error)
         self._life.fail()
-        self.log.error("a listener is broken: {error}; {program}", error=str(error), program=self.describe())
+        self.log.error("a listener is broken: {error}; " + PROGRAM, error=str(error), errno=error.name, **self.describe())
 
     # the end
 

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.application.service import IService, Service
-from twisted.logger import Logger
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
+from twisted.python.components import Componentized
 
 from ssa.configuration import loadConfiguration
+from ssa.logs import forTwistd
 from ssa.notifying import ServiceManager
 from ssa.policy.parser import ConfigurationError
 from ssa.policy.profile import DEFAULT_FILE, Policy
@@ -44,6 +47,7 @@ class Options(usage.Options):
     ]
 
     policy: Policy
+    parent: usage.Options | None = None
 
     def postOptions(self) -> None:
         """
@@ -162,12 +166,31 @@ class TellManager(Service):
             self._manager.status(f"Serving supervisors; kernel module: {self._daemon.kernelState.value}")
 
 
+class SystemDaemon(Daemon):
+    """The daemon of the machine: its log is twistd's."""
+
+    def setServiceParent(self, parent: Any) -> None:
+        """
+        Join twistd's application, and be its logger, unless the command line names one (C{--logger}).
+
+        @param parent: the application.
+        """
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call]
+        if self.logOutput is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self.logOutput)  # type: ignore[no-untyped-call]
+
+
 def makeService(options: Options) -> IService:
     """Make the service; the reactor is the one that twistd has installed."""
     from twisted.internet import reactor
 
     manager = ServiceManager()
-    daemon = Daemon(reactor, options.policy, options.load, os.environ.get("CACHE_DIRECTORY") or DEFAULT_CACHE)
+    cache = os.environ.get("CACHE_DIRECTORY") or DEFAULT_CACHE
+    daemon = SystemDaemon(reactor, options.policy, options.load, cache)
+    if options.parent is not None:
+        output = forTwistd(options.parent, IReactorFromThreads(reactor).callFromThread)
+        if output is not None:
+            daemon.logTo(output)
     daemon.listenAt(options["socket"])
     if not options["no-kernel"]:
         daemon.serveKernel()

@@ -81,6 +81,11 @@ class Section:
         """See L{ssa.policy.profile.Rule}."""
         return self.match.matches(who, destination, port, address)
 
+    def value(self, key: str) -> Any:
+        """See L{ssa.policy.profile.Rule}."""
+        setting = self.settings.get(key)
+        return setting.value if setting is not None else None
+
     def place(self, keys: Iterable[str]) -> tuple[str, int, str]:
         """
         Find where an error is that keys have to do with.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ssa.tls.certificates import Credential
@@ -264,7 +264,21 @@ class NamedFiles:
 
 
 class Rule(Protocol):
-    """A profile of the file: whom it is for.  What it says, the policy's C{merge} knows."""
+    """
+    A profile of the file: whom it is for.  What it says, the policy's C{merge} knows.
+
+    @ivar name: of its section.
+    """
+
+    name: str
+
+    def value(self, key: str) -> Any:
+        """
+        Get what the profile itself sets.
+
+        @param key: as it is written in the file.
+        @return: C{None} if it does not set the key.
+        """
 
     def matches(self, who: Caller, destination: str | None, port: int, address: str) -> bool:
         """See L{Policy.profileFor}."""

@@ -31,7 +31,7 @@ LARGEST_LIST = 16 * 1024 * 1024
 _LARGEST_PEM = 1024 * 1024
 _STEP = 512 * 1024  # bytes that are searched at once: below a millisecond
 
-_SEQUENCE, _TIMES = 0x30, (0x17, 0x18)
+_SEQUENCE, _BIT_STRING, _TIMES = 0x30, 0x03, (0x17, 0x18)
 
 _UNDERSTOOD = frozenset(
     {
@@ -62,6 +62,9 @@ class _Layout:
         parts = _elements(data, begin, end, 3)
         if len(parts) != 3:
             raise ValueError("it has not the three parts of a list")
+        value, end = _content(data, *parts[2], _BIT_STRING)
+        if value == end or data[value]:
+            raise ValueError("its signature is no whole number of bytes")
         self.signed = parts[0]
         self._rest = data[parts[1][0] : parts[2][1]]
         fields = _elements(data, *_content(data, *self.signed, _SEQUENCE), 7)

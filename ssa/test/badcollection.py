@@ -19,7 +19,6 @@ from typing import Any, Final
 from cryptography import x509
 
 from ssa.errors import Cause
-from ssa.policy.schema import KEYS
 from ssa.test import badhellos, badservers
 from ssa.test.badcertificates import der, intermediate, leaf, longCommonName, organization
 from ssa.test.badservers import Serve, echo, serverContext
@@ -383,35 +382,33 @@ COLLECTION: Final[dict[str, dict[str, Bad]]] = {
 """All of them, by section of the page and by name."""
 
 
-if "RevocationChecks" in KEYS:
-    COLLECTION["Revocation, where RevocationChecks is on"] = {
-        "revoked": _stapled("revoked, the server staples the answer", Cause.REVOKED, "stapled", "revoked on", status="revoked"),
-        "statusGood": _stapled("not revoked, the server staples the answer", None),
-        "statusUnknown": _stapled(
-            "its authority does not know the certificate",
-            Cause.REVOCATION_UNKNOWN,
-            "stapled: the responder does not know the certificate",
-            status="unknown",
-        ),
-        "statusExpired": _stapled("the answer is too old", Cause.REVOCATION_UNKNOWN, "stapled: it has expired", expired=True),
-        "statusForged": _stapled(
-            "somebody else has signed the answer", Cause.REVOCATION_UNKNOWN, "stapled: its signer", signer=otherCA()
-        ),
-        "statusAbsent": _certificate(
-            "no answer, and none to be had",
-            _names(REVOCATION_NAME),
-            Cause.REVOCATION_UNKNOWN,
-            "stapled: nothing",
-            host=REVOCATION_NAME,
-            policy="revocation",
-        ),
-    }
-if "PinnedKeys" in KEYS and "NOT_PINNED" in Cause.__members__:
-    COLLECTION["Pinned keys, where PinnedKeys has another one"] = {
-        "notPinned": _certificate(
-            "a good certificate", _names(PINNED_NAME), Cause["NOT_PINNED"], "sha256/", host=PINNED_NAME, policy="pin"
-        ),
-    }
+COLLECTION["Revocation, where RevocationChecks is on"] = {
+    "revoked": _stapled("revoked, the server staples the answer", Cause.REVOKED, "stapled", "revoked on", status="revoked"),
+    "statusGood": _stapled("not revoked, the server staples the answer", None),
+    "statusUnknown": _stapled(
+        "its authority does not know the certificate",
+        Cause.REVOCATION_UNKNOWN,
+        "stapled: the responder does not know the certificate",
+        status="unknown",
+    ),
+    "statusExpired": _stapled("the answer is too old", Cause.REVOCATION_UNKNOWN, "stapled: it has expired", expired=True),
+    "statusForged": _stapled(
+        "somebody else has signed the answer", Cause.REVOCATION_UNKNOWN, "stapled: its signer", signer=otherCA()
+    ),
+    "statusAbsent": _certificate(
+        "no answer, and none to be had",
+        _names(REVOCATION_NAME),
+        Cause.REVOCATION_UNKNOWN,
+        "stapled: nothing",
+        host=REVOCATION_NAME,
+        policy="revocation",
+    ),
+}
+COLLECTION["Pinned keys, where PinnedKeys has another one"] = {
+    "notPinned": _certificate(
+        "a good certificate", _names(PINNED_NAME), Cause.NOT_PINNED, "sha256/", host=PINNED_NAME, policy="pin"
+    ),
+}
 
 
 def _deep(count: int) -> Credential:

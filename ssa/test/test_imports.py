@@ -39,11 +39,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ssa.policy.*",),
     # Names of ciphers and lists of logs, which a policy checks.
     ("ssa.tls.ciphers", "ssa.tls.loglist"),
+    # The interface of validation plug-ins, whose names a policy checks.
+    ("ssa.validation",),
     # Words that everybody uses.
     ("ssa.protocol.messages", "ssa.protocol.wire"),
     ("ssa.interfaces",),
     ("ssa.api",),
     ("ssa.errors", "ssa.tcpstate", "ssa.version"),
+    ("ssa.alerts",),
     # A library of its own: a kernel in memory, generic netlink, requests, the socket, messages.
     ("ssa.netlink.testing",),
     ("ssa.netlink.generic",),

@@ -16,6 +16,7 @@ from ssa.errors import SSAError
 from ssa.options import SocketOptions
 from ssa.policy.parser import ConfigurationError
 from ssa.policy.profile import Caller, Policy
+from ssa.test.ctlogs import TestLog, logListBytes
 from ssa.test.pki import Credential, otherCA, testCA, testKey
 from ssa.test.tlspair import Pair
 from ssa.tls import policyfiles
@@ -125,9 +126,13 @@ class LoadTests(FilesCase):
         (error,) = self.errors(f"[default]\nTransparencyLogs = {path}\n")
         self.assertTrue(error.startswith("2: [default] TransparencyLogs: /logs.json: "), error)
         self.write("logs.json", "{}")
+        (error,) = self.errors(f"[default]\nTransparencyLogs = {path}\n")
+        self.assertEqual("2: [default] TransparencyLogs: /logs.json: the list has no list 'operators'", error)
+        good = logListBytes(TestLog("one", "some operator"))
+        self.write("logs.json", good)
         files = self.load(f"[default]\nTransparencyLogs = {path}\n").default.files
         assert files is not None
-        self.assertEqual(b"{}", files.content(path))
+        self.assertEqual(good, files.content(path))
 
     def test_allErrors(self) -> None:
         """All of them at once."""
@@ -160,16 +165,17 @@ class LoadTests(FilesCase):
     def test_equal(self) -> None:
         """What was read twice and has not changed is equal: no listener need begin anew."""
         chain, key = self.credential(testCA().issue())
-        logs = self.write("logs.json", "{}")
+        log = TestLog("one", "some operator")
+        logs = self.write("logs.json", logListBytes(log))
         text = f"[default]\nCertPath = {chain}\nKeyPath = {key}\nTransparencyLogs = {logs}\n"
         before = self.load(text).default.files
         self.credential(testCA().issue())
         self.assertNotEqual(before, self.load(text).default.files)
         before = self.load(text).default.files
-        self.write("logs.json", "{ }")
+        self.write("logs.json", logListBytes(log) + b" ")
         self.assertNotEqual(before, self.load(text).default.files)
         before = self.load(text).default.files
-        self.write("logs.json", "{ }")
+        self.write("logs.json", logListBytes(log) + b" ")
         self.assertEqual(before, self.load(text).default.files)
         self.assertEqual(hash(before), hash(self.load(text).default.files))
 

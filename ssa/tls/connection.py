@@ -8,6 +8,8 @@ application data (C{Connection.get_app_data}), a L{PeerCheck}.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
@@ -20,13 +22,18 @@ from ssa.policy.profile import TLS_1_3
 from ssa.tls.certificates import chainPEM, describeCertificate, weaknessOf
 from ssa.tls.ciphers import ianaName
 from ssa.tls.identity import Identity, checkIdentity
+from ssa.tls.rules import Rules
 from ssa.tls.sessions import ClientChains, Proof, Resumption, lastMoment
 
-__all__ = ["CHANNEL_BINDING_SIZE", "ConnectionInfo", "PeerCheck", "keepStapled", "noticeState", "peerCheckOf", "verifyPeer"]
+__all__ = ["CHANNEL_BINDING_SIZE", "ConnectionInfo", "PeerCheck", "keepStapled", "noteAlert", "noticeState", "peerCheckOf",
+           "verifyPeer"]
 
 CHANNEL_BINDING_SIZE = 32
 _LOOP = SSL.SSL_CB_LOOP
 _CHANNEL_BINDING_LABEL = b"EXPORTER-Channel-Binding"
+
+_FATAL = 2
+"""The level of a fatal alert, RFC 8446 section 6."""
 
 
 class PeerCheck:
@@ -49,9 +56,20 @@ class PeerCheck:
     @ivar stapled: the OCSP answer that the peer has stapled, as it came; empty if none.
     @ivar timestamps: the list of certificate timestamps that the peer has sent in an extension of the handshake; empty if none,
         C{None} if it was not asked for them.
+    @ivar rules: what the refusals name as the reason behind them; C{None} if they name none.
+    @ivar protocols: the application protocols of this side.
+    @ivar sentAlert: the number of the fatal alert that was sent; C{None} if none was.
+    @ivar receivedAlert: the number of the fatal alert that was received; C{None} if none was.
     """
 
-    def __init__(self, identity: Identity | None, hasCredential: bool, required: bool | None = None) -> None:
+    def __init__(
+        self,
+        identity: Identity | None,
+        hasCredential: bool,
+        required: bool | None = None,
+        rules: Rules | None = None,
+        protocols: Sequence[bytes] = (),
+    ) -> None:
         self.identity = identity
         self.hasCredential = hasCredential
         self.required = identity is not None if required is None else required
@@ -66,6 +84,10 @@ class PeerCheck:
         self.clientChains: ClientChains | None = None
         self.stapled = b""
         self.timestamps: bytes | None = None
+        self.rules = rules
+        self.protocols = tuple(protocols)
+        self.sentAlert: int | None = None
+        self.receivedAlert: int | None = None
 
     def check(self, certificate: crypto.X509, code: int, depth: int, good: bool) -> bool:
         """
@@ -85,7 +107,7 @@ class PeerCheck:
             weakness = weaknessOf(certificate.to_cryptography()) if self.checksStrength else ""
             if weakness:
                 described = describeCertificate(certificate.to_cryptography())
-                self.refusal = Cause.WEAK.error(f"{weakness} {described}")
+                self.refusal = Cause.WEAK.error(f"{weakness}{self._rule(Cause.WEAK)} {described}")
                 return False
             if depth == 0 and self.identity is None:
                 self.proved = True
@@ -96,7 +118,7 @@ class PeerCheck:
                 )
                 if problem:
                     described = describeCertificate(certificate.to_cryptography())
-                    self.refusal = Cause.WRONG_NAME.error(f"{problem} {described}")
+                    self.refusal = Cause.WRONG_NAME.error(f"{problem}{self._rule(Cause.WRONG_NAME)} {described}")
                     return False
                 self.proved = True
             return True
@@ -177,10 +199,16 @@ class PeerCheck:
         cause = causeOfVerifyCode(code)
         which = "the peer's certificate" if depth == 0 else f"the certificate {depth} above the peer's"
         # The words are kept even if the certificate cannot be described.
-        self.refusal = cause.error(f"{which}: {describeVerifyCode(code)}")
+        what = f"{which}: {describeVerifyCode(code)}{self._rule(cause, code)}"
+        self.refusal = cause.error(what)
         described = describeCertificate(certificate.to_cryptography())
         wanted = f" (asked for the {self.identity})" if self.identity is not None else ""
-        self.refusal = cause.error(f"{which}: {describeVerifyCode(code)} {described}{wanted}")
+        self.refusal = cause.error(f"{what} {described}{wanted}")
+
+    def _rule(self, cause: Cause, code: int = 0) -> str:
+        """The rule behind a refusal, in parentheses; it comes before what the peer can make long."""
+        rule = self.rules.behind(cause, code) if self.rules is not None else ""
+        return f" ({rule})" if rule else ""
 
 
 def peerCheckOf(connection: SSL.Connection) -> PeerCheck:
@@ -232,18 +260,36 @@ def keepStapled(connection: SSL.Connection, answer: bytes, _data: object) -> boo
 
 def noticeState(connection: SSL.Connection, where: int, code: int) -> None:
     """
-    See what a server's handshake does: SSL_CTX_set_info_callback(3), SSL_state_string_long(3).
+    See what a server's handshake does, and its alerts: SSL_CTX_set_info_callback(3), SSL_state_string_long(3).
 
     The states are those of the messages Certificate, CompressedCertificate, CertificateRequest and CertificateVerify,
     which only full handshakes have.
     """
     if not where & _LOOP:
+        noteAlert(connection, where, code)
         return
     state = connection.get_state_string()
     if b"write" in state and b"certificate" in state:
         check = connection.get_app_data()
         if isinstance(check, PeerCheck):
             check.showedCertificate = True
+
+
+def noteAlert(connection: SSL.Connection, where: int, value: int) -> None:
+    """
+    Keep the number of a fatal alert with the connection's L{PeerCheck}: SSL_CTX_set_info_callback(3).
+
+    @param where: what has happened.
+    @param value: of an alert, the level and the number.
+    """
+    if not where & SSL.SSL_CB_ALERT or value >> 8 != _FATAL:
+        return
+    check = connection.get_app_data()
+    if isinstance(check, PeerCheck):
+        if where & SSL.SSL_CB_READ:
+            check.receivedAlert = value & 0xFF
+        else:
+            check.sentAlert = value & 0xFF
 
 
 @implementer(IConnectionInfo)

@@ -30,10 +30,12 @@ from ssa.tls.certificates import (
     describeCertificate,
     dnsNames,
 )
-from ssa.tls.connection import PeerCheck, keepStapled, noticeState, peerCheckOf, verifyPeer
+from ssa.tls.connection import PeerCheck, keepStapled, noteAlert, noticeState, peerCheckOf, verifyPeer
 from ssa.tls.groups import useGroups
 from ssa.tls.identity import Identity, parseName
+from ssa.tls.keylog import useKeyLog
 from ssa.tls.policyfiles import clientCredentials, serverCredentials, storeOf
+from ssa.tls.rules import Rules
 from ssa.tls.sessions import ClientChains, Resumption, SessionCache, SessionKey
 from ssa.tls.timestamps import askForTimestamps, canAskForTimestamps
 from ssa.tls.trust import TrustStore, customStore
@@ -123,6 +125,9 @@ def _context(method: int, profile: Profile) -> SSL.Context:
     # sets SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS | _MODE_NO_AUTO_CHAIN)
     context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
+    context.set_info_callback(noteAlert)
+    if profile.keyLogFile:
+        useKeyLog(context, profile.keyLogFile)
     return context
 
 
@@ -208,12 +213,14 @@ def clientConnection(
         profile.certTransparency,
         store.version,
         tuple(credential.fingerprint() for credential in credentials),
+        profile.keyLogFile,
     )
     context = cache.get(
         key, profile.limits.maxCachedContexts, lambda: _clientContext(profile, store, credentials)
     )
     connection = SSL.Connection(context, sock)
-    check = PeerCheck(identity, bool(credentials))
+    rules = Rules(profile, store.path, store.isCustom)
+    check = PeerCheck(identity, bool(credentials), rules=rules, protocols=options.protocols)
     # OpenSSL's own bounds are off where obsolete protocols are allowed (L{_context}).
     check.checksStrength = profile.minProtocol < TLS_1_2
     connection.set_app_data(check)
@@ -333,10 +340,11 @@ class ServerContexts:
         @raise SSAError: ENOKEY for a certificate that cannot be used, EKEYREJECTED for a trust store for clients that
             cannot be used.
         """
+        self.rules = Rules(profile)
         self._profile = profile
         self._credentials = tuple(credentials)
         self._served = frozenset(options.hostnames)
-        self._protocols = options.protocols
+        self.protocols = self._protocols = options.protocols
         self._authentication = options.clientAuthentication(profile)
         self._sessionSeconds = options.sessionSeconds(profile)
         self._clock = clock
@@ -348,6 +356,7 @@ class ServerContexts:
         self._isCustom = False
         if self._authentication is not PeerAuthentication.NONE:
             store = _storeFor(profile, options)
+            self.rules = Rules(profile, store.path, store.isCustom)
             self._authorities, self._isCustom = _asOpenSSL(store.certificates()), store.isCustom
         self._make()
 
@@ -378,7 +387,8 @@ class ServerContexts:
 
     def newCheck(self) -> PeerCheck:
         """Make the checks of a new connection."""
-        check = PeerCheck(None, True, self._authentication is PeerAuthentication.REQUIRE)
+        required = self._authentication is PeerAuthentication.REQUIRE
+        check = PeerCheck(None, True, required, self.rules, self.protocols)
         if self._authentication is not PeerAuthentication.NONE and self._sessionSeconds:
             check.clientChains = self._clientChains
         return check

@@ -22,6 +22,7 @@ from ssa.errors import Cause, SSAError, alertOf, causeOfOpenSSL, causeOfSystemEr
 from ssa.policy.profile import TLS_1_2
 from ssa.tcpstate import isOver
 from ssa.tls.connection import PeerCheck, peerCheckOf
+from ssa.tls.diagnosis import FirstWords, explain
 
 __all__ = ["Handshake", "describeConnectionError"]
 
@@ -77,6 +78,7 @@ class Handshake:
         self._connectTimeout = connectTimeout
         self._where = where
         self._check: PeerCheck = peerCheckOf(connection)
+        self._words = FirstWords(sock)
         self._timer: Any = None
         self._reading = False
         self._writing = False
@@ -142,7 +144,7 @@ class Handshake:
         if self._done is not None:
             self._proceed()
         if self._done is not None and isOver(self._socket):
-            self._fail(self._closedEarly("the connection was lost"))
+            self._failTLS(self._closedEarly("the connection was lost"))
 
     # the steps
 
@@ -179,15 +181,18 @@ class Handshake:
 
     def _shakeHands(self) -> None:
         try:
+            self._words.listen()
             self.connection.do_handshake()
         except SSL.WantReadError:
             self._watch(reading=True, writing=False)
         except SSL.WantWriteError:
             self._watch(reading=False, writing=True)
         except SSAError as error:  # a callback of ours has refused the peer
-            self._fail(error)
+            self._failTLS(error)
         except SSL.Error as error:
-            self._fail(self._judge(error))
+            self._failTLS(self._judge(error))
+        except OSError as error:
+            self._failTLS(self._broken(error.errno or errno.EIO))
         except Exception as error:
             self._fail(Cause.INTERNAL.error(f"{type(error).__name__}: {error}"))
         else:
@@ -198,11 +203,7 @@ class Handshake:
         if self._check.refusal is not None:
             return self._check.refusal
         if isinstance(error, SSL.SysCallError):
-            number = error.args[0]
-            cause = causeOfSystemError(number)
-            if cause is None:
-                return failed(number, f"TLS handshake with {self._where}")
-            return self._closedEarly("it was reset" if number > 0 else "it was closed without an alert")
+            return self._broken(error.args[0])
         if isinstance(error, SSL.ZeroReturnError):
             return self._closedEarly("the peer sent close_notify")
         queue = _queue(error)
@@ -215,6 +216,13 @@ class Handshake:
             # It has shown its own certificate, and so has seen ours.
             detail = f"it refuses our certificate, {detail}"
         return cause.error(f"{self._where}: {detail}")
+
+    def _broken(self, number: int) -> SSAError:
+        """TCP has ended with an errno; 0 or less for an end of file."""
+        cause = causeOfSystemError(number)
+        if cause is None:
+            return failed(number, f"TLS handshake with {self._where}")
+        return self._closedEarly("it was reset" if number > 0 else "it was closed without an alert")
 
     def _mayLackCertificate(self) -> bool:
         """Whether the server can have asked for a certificate, got none, and refused that."""
@@ -232,7 +240,7 @@ class Handshake:
         if self._connecting:
             self._fail(failed(errno.ETIMEDOUT, f"TCP connection to {self._where} in {self._connectTimeout:g} s"))
         else:
-            self._fail(Cause.HANDSHAKE_TIMEOUT.error(f"{self._where} did not finish it in {self._timeout:g} s"))
+            self._failTLS(Cause.HANDSHAKE_TIMEOUT.error(f"{self._where} did not finish it in {self._timeout:g} s"))
 
     # the end
 
@@ -248,6 +256,10 @@ class Handshake:
         done = self._end()
         if done is not None:
             done.callback(self.connection)
+
+    def _failTLS(self, error: SSAError) -> None:
+        """Fail with what both sides said."""
+        self._fail(explain(error, self.connection, self._check, self._words.heard, self._check.identity is not None))
 
     def _fail(self, error: SSAError) -> None:
         done = self._end()

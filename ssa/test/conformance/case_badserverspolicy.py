@@ -6,22 +6,20 @@ The servers of L{ssa.test.badcollection} that need more than the default policy.
 from __future__ import annotations
 
 from ssa.policy.profile import DEFAULT_CIPHERS
-from ssa.policy.schema import KEYS
 from ssa.test.badcollection import DHE, PINNED_NAME, REVOCATION_NAME
 from ssa.test.conformance.case_badservers import ServersCase, add
 
 _OTHER_KEY = "sha256/c29tZWJvZHkgZWxzZSdzIGtleSwgbm90IHRoaXMgb24="
 
-CONFIGURATION = f"[default]\nCipherList = {DEFAULT_CIPHERS}:{DHE}\n"
-if "RevocationChecks" in KEYS:
-    CONFIGURATION += f"""
+CONFIGURATION = f"""
+[default]
+CipherList = {DEFAULT_CIPHERS}:{DHE}
+
 [profile revocation]
 Destination = {REVOCATION_NAME}
 RevocationChecks = on
 RevocationTimeout = 2
-"""
-if "PinnedKeys" in KEYS:
-    CONFIGURATION += f"""
+
 [profile pinned]
 Destination = {PINNED_NAME}
 Validation = pin

@@ -318,7 +318,9 @@ class _Refusals(TLSCase):
 
     def test_alert(self) -> None:
         """The server answers with an alert, which TLS_ERROR names."""
-        self.raw(errno.EPROTO, badservers.alert, "handshake_failure")
+        self.raw(
+            errno.EPROTO, badservers.alert, "handshake_failure (40)", "we offered versions TLSv1.3", "ALPN h2", f"name {NAME}"
+        )
 
     def test_otherAlert(self) -> None:
         """Another alert."""
@@ -328,7 +330,7 @@ class _Refusals(TLSCase):
             sock.sendall(b"\x15\x03\x03\x00\x02\x02\x50")
             sock.recv(4096)
 
-        self.raw(errno.EPROTO, serve, "internal_error")
+        self.raw(errno.EPROTO, serve, "internal_error (80)")
 
     def test_closed(self) -> None:
         """The server closes in the handshake."""
@@ -354,7 +356,16 @@ class _Refusals(TLSCase):
 
     def test_unknownIssuer(self) -> None:
         """A root that nobody trusts."""
-        self.certificate(errno.EKEYREJECTED, otherCA().issue([NAME]), "issuer", NAME)
+        self.certificate(
+            errno.EKEYREJECTED,
+            otherCA().issue([NAME]),
+            "TLS_TRUSTED_PEER_CERTIFICATES, allowed by",  # the rule, then the certificate
+            f"[subject CN={NAME}",
+            "issuer CN=SSA untrusted root",
+            "valid 20",
+            "SHA-256 ",
+            "we sent the alert unknown_ca (48)",
+        )
 
     def test_selfSigned(self) -> None:
         """Signed by itself."""

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""The alerts of TLS and their numbers: IANA's registry "TLS Alerts" (RFC 8446 section 6)."""
+
+from __future__ import annotations
+
+__all__ = ["ALERTS", "alertName", "alertNumber"]
+
+ALERTS: dict[int, str] = {
+    0: "close_notify",
+    10: "unexpected_message",
+    20: "bad_record_mac",
+    21: "decryption_failed",
+    22: "record_overflow",
+    30: "decompression_failure",
+    40: "handshake_failure",
+    41: "no_certificate",
+    42: "bad_certificate",
+    43: "unsupported_certificate",
+    44: "certificate_revoked",
+    45: "certificate_expired",
+    46: "certificate_unknown",
+    47: "illegal_parameter",
+    48: "unknown_ca",
+    49: "access_denied",
+    50: "decode_error",
+    51: "decrypt_error",
+    60: "export_restriction",
+    70: "protocol_version",
+    71: "insufficient_security",
+    80: "internal_error",
+    86: "inappropriate_fallback",
+    90: "user_canceled",
+    100: "no_renegotiation",
+    109: "missing_extension",
+    110: "unsupported_extension",
+    111: "certificate_unobtainable",
+    112: "unrecognized_name",
+    113: "bad_certificate_status_response",
+    114: "bad_certificate_hash_value",
+    115: "unknown_psk_identity",
+    116: "certificate_required",
+    120: "no_application_protocol",
+    121: "ech_required",
+}
+"""The alerts by their numbers, RFC 8446 section 6 and those of older versions and of extensions."""
+
+_ALERT_NUMBERS = {name: number for number, name in ALERTS.items()}
+_ALERT_NUMBERS["user_cancelled"] = 90  # as OpenSSL spells it
+
+
+def alertName(number: int) -> str:
+    """
+    Name an alert.
+
+    @return: C{"handshake_failure (40)"}.
+    """
+    return f"{ALERTS.get(number, 'an unknown alert')} ({number})"
+
+
+def alertNumber(name: str) -> int | None:
+    """
+    Find an alert.
+
+    @param name: with spaces or underscores.
+    @return: C{None} if there is none of that name.
+    """
+    return _ALERT_NUMBERS.get(name.replace(" ", "_"))
