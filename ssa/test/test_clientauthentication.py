@@ -180,7 +180,7 @@ class ClientTests(AuthenticationCase):
         server = Profile(clientAuth="require", trustStore=self.store)
         stranger = otherCA().issue(["me.example"], purpose="client")
         for options, words in (
-            (trusting(testCA()), "demands a client certificate and there is none (it sent the alert certificate_required)"),
+            (trusting(testCA()), "demands a client certificate and there is none (it sent the alert certificate_required"),
             (self.with_(stranger), "it refuses our certificate, it sent the alert unknown_ca"),
         ):
             pair = self.pair(options, serving(testCA().issue()), serverProfile=server)

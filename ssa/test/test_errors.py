@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import inspect
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
@@ -86,6 +86,7 @@ class CauseTests(SynchronousTestCase):
 class OneLineTests(SynchronousTestCase):
     """Reasons may quote a hostile peer."""
 
+    @settings(deadline=None)
     @given(st.text(max_size=3 * LONGEST_REASON))
     def test_anything(self, text: str) -> None:
         """Whatever comes in, one printable line of bounded length comes out."""

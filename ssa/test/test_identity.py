@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -75,6 +75,7 @@ class ParseTests(SynchronousTestCase):
                 parseIdentity(text)
             self.assertIn(word, str(caught.exception), text)
 
+    @settings(deadline=None)
     @given(st.text(max_size=300))
     def test_anyText(self, text: str) -> None:
         """Any text is taken or refused with ValueError; what is taken as a name is what DNS can hold."""
