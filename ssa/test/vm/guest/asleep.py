@@ -87,7 +87,7 @@ class NonBlocking(SleepingCase):
             fresh = [self.tlsSocket() for _ in range(_MANY)]
             for sock in fresh + sockets[::3]:
                 sock.close()
-            self.assertLess(time.monotonic() - begun, _MANY * 0.05, "something waits")
+            self.assertLess(time.monotonic() - begun, _MANY * 0.5, "something waits")
         for sock in sockets:
             if sock.fileno() >= 0:
                 self.writable(sock, 2 * SECONDS)
