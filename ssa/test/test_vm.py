@@ -203,6 +203,13 @@ class PartsTests(SynchronousTestCase):
             pass
         self.assertIn("SSA_VM_CACHE names another directory", str(caught.exception))
 
+    def test_whoConforms(self) -> None:
+        """Who runs the conformance suite can be chosen, and nothing else."""
+        self.assertEqual(scenarios.whoConforms(""), {"6.1": "both", "6.12": "both"})
+        self.assertEqual(scenarios.whoConforms("6.12=user"), {"6.1": "both", "6.12": "user"})
+        for wrong in ("6.1", "6.1=", "5.15=root", "6.1=nobody"):
+            self.assertRaises(place.VMError, scenarios.whoConforms, wrong)
+
     def test_expectedFailure(self) -> None:
         """A scenario that is meant to crash passes only by that crash."""
         crash = scenarios.Scenario("x", ["x"], problem="KASAN: .*use-after-free")
