@@ -24,8 +24,8 @@ from typing import Any
 
 from ssa.api import IPPROTO_TLS
 
-START_SECONDS = 180.0
-"""How long the daemon may take to register; a virtual machine is slow."""
+START_SECONDS = 600.0
+"""How long the daemon may take to register; a virtual machine with the debug kernel is slow."""
 
 
 def canMakeSockets() -> bool:

@@ -136,7 +136,7 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("malformed netlink, from the daemon and from strangers", _guest("fuzz"), module=True, leaks=True, timeout=1800.0),
     Scenario("everything at once, and killed at any moment", _guest("stress"), module=True, kernels=SERIES, timeout=1200.0),
     Scenario("everything at once, and killed at any moment", _guest("stress", "--seconds", "180"), module=True, leaks=True,
-             kernels=(DEBUG,), timeout=2400.0),
+             kernels=(DEBUG,), timeout=3600.0),
     Scenario("loaded and unloaded again and again", _guest("reload"), module=True, leaks=True, timeout=2400.0),
     Scenario("unloaded when nothing needs it, and loaded again", _guest("unload"), module=True, leaks=True),
 )

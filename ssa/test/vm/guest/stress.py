@@ -235,7 +235,7 @@ def main(argv: Sequence[str]) -> int:
         file.flush()
         with onlookers.proc(os.getpid()), Daemon() as daemon:
             stress = Stress(options.seed, options.seconds, options.crashes, peers, file.name)
-            faulthandler.dump_traceback_later(options.seconds + (options.crashes + 5) * SECONDS, exit=True)
+            faulthandler.dump_traceback_later(options.seconds + (options.crashes + 1) * START_SECONDS, exit=True)
             stress.run(daemon)
             daemon.ensure()
             works(peers.good)
