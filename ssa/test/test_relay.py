@@ -600,7 +600,7 @@ class OtherEndTests(RelayFixture):
         yield self.assertFailure(self.inThread(peer.receiveAll), SSL.Error)
         self.assertEqual((yield self.inThread(receiveUntilReset, program)), b"")
         yield relay.done
-        self.assertEqual(self.reasons, ["the peer ended the connection with an error: it sent the alert bad_record_mac"])
+        self.assertEqual(self.reasons, ["the peer ended the connection with an error: it sent the alert bad_record_mac (20)"])
 
     @inlineCallbacks
     def test_dataBeforeResetWhileWriting(self) -> Steps:

@@ -138,7 +138,7 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("everything at once, and killed at any moment", _guest("stress", "--seconds", "180"), module=True, leaks=True,
              kernels=(DEBUG,), timeout=3600.0),
     Scenario("loaded and unloaded again and again", _guest("reload"), module=True, leaks=True, timeout=2400.0),
-    Scenario("unloaded when nothing needs it, and loaded again", _guest("unload"), module=True, leaks=True),
+    Scenario("unloaded when nothing needs it, and loaded again", _guest("unload"), module=True, leaks=True, timeout=1200.0),
 )
 
 
