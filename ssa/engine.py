@@ -28,10 +28,11 @@ from ssa.revocation.peer import PeerJudge
 from ssa.revocation.stapling import Staples
 from ssa.tcpstate import close
 from ssa.tls.connection import ConnectionInfo, peerCheckOf
-from ssa.tls.contexts import ContextCache, ServerContexts, clientConnection, serverConnection, serverContexts
+from ssa.tls.contexts import ContextCache, clientConnection
 from ssa.tls.handshake import Handshake
 from ssa.tls.identity import Identity
 from ssa.tls.policyfiles import storeOf
+from ssa.tls.servercontexts import ServerContexts, serverConnection, serverContexts
 from ssa.tls.sessions import SessionCache
 from ssa.validating import Validating, peerOf
 

@@ -17,8 +17,8 @@ from ssa.policy.profile import TLS_1_2, Profile
 from ssa.test.pki import CA, Credential, otherCA, testCA
 from ssa.test.tlspair import Pair, serving, trusting
 from ssa.tls.connection import ConnectionInfo, peerCheckOf
-from ssa.tls.contexts import ServerContexts, serverContexts
 from ssa.tls.handshake import describeConnectionError
+from ssa.tls.servercontexts import ServerContexts, serverContexts
 
 
 class AuthenticationCase(SynchronousTestCase):

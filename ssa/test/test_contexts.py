@@ -28,8 +28,9 @@ from ssa.policy.profile import TLS_1_2, TLS_1_3, Limits, Profile
 from ssa.test.pki import Credential, otherCA, testCA, testKey
 from ssa.test.tlspair import Pair, optionsWith, serving, trusting
 from ssa.tls.connection import ConnectionInfo, peerCheckOf
-from ssa.tls.contexts import ContextCache, clientConnection, serverContexts
+from ssa.tls.contexts import ContextCache, clientConnection
 from ssa.tls.identity import parseIdentity
+from ssa.tls.servercontexts import serverContexts
 
 
 class PairCase(SynchronousTestCase):

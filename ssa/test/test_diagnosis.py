@@ -23,10 +23,11 @@ from ssa.test import badservers
 from ssa.test.pki import otherCA, testCA
 from ssa.test.test_handshake import LoopbackCase, failureOf
 from ssa.test.tlspair import Pair, optionsWith, serving, trusting
-from ssa.tls.contexts import clientConnection, serverConnection, serverContexts
+from ssa.tls.contexts import clientConnection
 from ssa.tls.handshake import Handshake
 from ssa.tls.identity import parseIdentity
 from ssa.tls.rules import Rules, keyRule
+from ssa.tls.servercontexts import serverConnection, serverContexts
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from ssa.policy.profile import TLS_1_2, TLS_1_3, Profile
 from ssa.test.pki import otherCA, testCA
 from ssa.test.tlspair import serving, trusting
 from ssa.tls.connection import peerCheckOf
-from ssa.tls.contexts import clientConnection, serverConnection, serverContexts
+from ssa.tls.contexts import clientConnection
 from ssa.tls.handshake import Handshake, describeConnectionError
 from ssa.tls.identity import parseIdentity
+from ssa.tls.servercontexts import serverConnection, serverContexts
 
 _WAIT = 10.0
 """Seconds that a thread of a test waits for its peer at the most."""

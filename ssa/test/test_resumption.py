@@ -22,8 +22,9 @@ from ssa.test.tlspair import serving, trusting
 from ssa.tls import connection as connectionModule
 from ssa.tls import sessions as module
 from ssa.tls.connection import ConnectionInfo, peerCheckOf
-from ssa.tls.contexts import KEY_LIFETIME, ContextCache, ServerContexts, clientConnection, serverConnection, serverContexts
+from ssa.tls.contexts import ContextCache, clientConnection
 from ssa.tls.identity import parseIdentity
+from ssa.tls.servercontexts import KEY_LIFETIME, ServerContexts, serverConnection, serverContexts
 from ssa.tls.sessions import Proof, SessionCache, SessionKey
 
 NAME = "server.example"

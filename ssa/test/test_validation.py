@@ -44,9 +44,9 @@ from ssa.test.pki import Credential, testCA, testKey
 from ssa.test.test_keylog import Heard
 from ssa.test.tlspair import Pair, serving, trusting
 from ssa.tls.connection import verifyPeer
-from ssa.tls.contexts import serverContexts
 from ssa.tls.identity import parseIdentity
 from ssa.tls.pinning import PinValidator, keyDigest, pinText
+from ssa.tls.servercontexts import serverContexts
 from ssa.validating import Validating, peerOf
 from ssa.validation import IValidator, Peer, validatorNamed, validatorNames
 

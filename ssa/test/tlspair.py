@@ -11,8 +11,9 @@ from ssa.api import Option
 from ssa.options import Phase, SocketOptions
 from ssa.policy.profile import Profile
 from ssa.test.pki import CA, Credential
-from ssa.tls.contexts import ServerContexts, clientConnection, serverConnection, serverContexts
+from ssa.tls.contexts import clientConnection
 from ssa.tls.identity import parseIdentity
+from ssa.tls.servercontexts import ServerContexts, serverConnection, serverContexts
 
 
 def optionsWith(*settings: tuple[Option, bytes], id: int = 1) -> SocketOptions:
