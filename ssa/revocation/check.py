@@ -52,7 +52,6 @@ MOST_URLS = 3
 _SMALL = 64 * 1024
 """Bytes of a list that is read at once; what is larger goes to a thread."""
 
-_REQUIRED = "RevocationChecks asks for a definite answer"
 _DEMANDED = "the certificate demands a stapled answer (TLS feature, RFC 7633)"
 
 
@@ -66,6 +65,7 @@ class Rules:
     @ivar timeout: seconds that all questions may take together.
     @ivar reach: where questions may go.
     @ivar couldStaple: whether the peer was asked for a stapled answer: not by servers, and not in a resumed session.
+    @ivar rule: who asks for a definite answer, for a person.
     """
 
     required: bool
@@ -73,6 +73,7 @@ class Rules:
     timeout: float
     reach: Reach = Reach.ANY
     couldStaple: bool = True
+    rule: str = "RevocationChecks"
 
 
 class Revocation:
@@ -179,7 +180,7 @@ class Revocation:
             silent = [subject for subject in subjects if subject.answer is None]
             subject = silent[0] if silent else subjects[0]
             subject.said.append(f"more than {rules.timeout:.3g} s have passed (RevocationTimeout, HandshakeTimeout)")
-            raise noDefiniteAnswer(subject, _REQUIRED) from None
+            raise noDefiniteAnswer(subject, f"{rules.rule} asks for a definite answer") from None
         finally:
             if timer.active():
                 timer.cancel()
@@ -210,7 +211,7 @@ class Revocation:
                 asked.append(Deferred.fromCoroutine(self._askLists(subject, rules.reach)))
             answer = await firstDefinite(asked)
             if answer is None:
-                raise noDefiniteAnswer(subject, _REQUIRED)
+                raise noDefiniteAnswer(subject, f"{rules.rule} asks for a definite answer")
         subject.answer = answer
 
     # the sources

@@ -145,6 +145,7 @@ class _Endpoint:
         def attempt(address: InternetAddress) -> Deferred[Any]:
             kind: Any = TCP4ClientEndpoint if address.family == socket.AF_INET else TCP6ClientEndpoint
             counting: Any = WrappingFactory(factory)  # type: ignore[no-untyped-call]
+            counting.noisy = factory.noisy = False  # type: ignore[attr-defined]
             counting.protocol = lambda wrapper, inner: _Counting(wrapper, inner, self)
             connected: Deferred[Any] = kind(self._reactor, address.host, address.port, FETCH_TIME).connect(counting)
             return connected.addErrback(refused)

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from OpenSSL import SSL, crypto
 
-from ssa.errors import Cause
+from ssa.errors import Cause, SSAError
 from ssa.options import SocketOptions
 from ssa.policy.profile import Profile
 from ssa.revocation.check import Revocation, Rules
@@ -23,6 +23,7 @@ from ssa.revocation.ocsp import verifyAnswer
 from ssa.revocation.verdict import NoAnswer, Subject
 from ssa.tls.connection import PeerCheck, peerCheckOf
 from ssa.tls.loglist import findLogs, parseLogs
+from ssa.tls.rules import keyRule
 from ssa.tls.transparency import checkTransparency
 
 __all__ = ["PeerJudge"]
@@ -71,12 +72,23 @@ class PeerJudge:
             sources,
             max(0.0, min(self._profile.revocationTimeout, left)),
             Reach.PUBLIC if self._options.trusted else Reach.ANY,
-            couldStaple=not self._isServer and not check.resumed,
+            not self._isServer and not check.resumed,
+            self._rule(),
         )
-        await self._revocation.check(chain, check.stapled, rules)
-        if self._profile.certTransparency and not self._isServer and not check.resumed:
-            self._judgeTransparency(chain, check)
+        try:
+            await self._revocation.check(chain, check.stapled, rules)
+            if self._profile.certTransparency and not self._isServer and not check.resumed:
+                self._judgeTransparency(chain, check)
+        except SSAError as error:
+            if check.identity is None:
+                raise
+            raise SSAError(error.errno, f"{error.reason} (asked for the {check.identity})") from None
         check.stapled, check.timestamps = b"", None  # an established connection does not hold them
+
+    def _rule(self) -> str:
+        """Who asks for definite answers."""
+        profile = self._profile
+        return keyRule(profile, "RevocationChecks") if profile.revocationChecks else "TLS_REVOCATION_CHECKS of the program"
 
     def _isConcerned(self, connection: SSL.Connection, check: PeerCheck) -> bool:
         """
@@ -122,7 +134,8 @@ class PeerJudge:
         """
         path = self._profile.transparencyLogs
         if not path:
-            raise Cause.TRANSPARENCY.error("VerifyCertTransparency is on, and TransparencyLogs names no list of logs")
+            rule = keyRule(self._profile, "VerifyCertTransparency")
+            raise Cause.TRANSPARENCY.error(f"{rule} is on, and TransparencyLogs names no list of logs")
         files = self._profile.files
         try:
             logs = findLogs(path) if files is None else parseLogs(files.content(path))
@@ -136,4 +149,6 @@ class PeerJudge:
             verifyAnswer(stapled, Subject(chain[0], chain[1] if len(chain) > 1 else chain[0]), now)
         except NoAnswer:
             stapled = b""
-        checkTransparency(chain, stapled, check.timestamps, logs, now)
+        checkTransparency(
+            chain, stapled, check.timestamps, logs, now, keyRule(self._profile, "VerifyCertTransparency")
+        )

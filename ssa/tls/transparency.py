@@ -91,6 +91,7 @@ def checkTransparency(
     fromHandshake: bytes | None,
     logs: LogList,
     now: float,
+    rule: str = "VerifyCertTransparency",
 ) -> None:
     """
     Check a server's certificate.
@@ -101,6 +102,7 @@ def checkTransparency(
         C{None} where the TLS library cannot tell.
     @param logs: those that count.
     @param now: the time, seconds since the epoch.
+    @param rule: who asks for it, for a person.
     @raise SSAError: EKEYREJECTED, there are not enough timestamps; the text tells what was found where.
     """
     own = chain[0]
@@ -118,7 +120,7 @@ def checkTransparency(
     told = f"{embedded.describe()}; {delivered.describe()}"
     if fromHandshake is None:
         told += "; the extension of the handshake cannot be looked at here"
-    raise Cause.TRANSPARENCY.error(f"{told} {describeCertificate(own)}")
+    raise Cause.TRANSPARENCY.error(f"{told} ({rule}) {describeCertificate(own)}")
 
 
 def _embedded(certificate: x509.Certificate) -> list[Timestamp]:
