@@ -30,7 +30,6 @@ from ssa.errors import Cause
 from ssa.policy.profile import Profile
 from ssa.tls.certificates import describeCertificate
 from ssa.tls.pinning import keyDigest, pinText
-from ssa.tls.rules import keyRule
 from ssa.validation import IValidator, Peer
 
 __all__ = ["MOST_ENTRIES", "FirstUseStore", "FirstUseValidator", "StoreError", "StoreIsLocked"]
@@ -230,12 +229,12 @@ class FirstUseValidator:
             return None
         path = profile.firstUseStore
         if not path:
-            raise Cause.VALIDATION.error(f"no file keeps what was seen first ({keyRule(profile, 'FirstUseStore')})")
+            raise Cause.VALIDATION.error(f"no file keeps what was seen first ({profile.rule('FirstUseStore')})")
         store = self._stores.setdefault(path, FirstUseStore(path))
         try:
             return self._check(store, peer, profile, keyDigest(peer.certificate), reactor)
         except StoreError as trouble:
-            raise Cause.VALIDATION.error(f"{trouble} ({keyRule(profile, 'FirstUseStore')})") from trouble
+            raise Cause.VALIDATION.error(f"{trouble} ({profile.rule('FirstUseStore')})") from trouble
         except ValueError as trouble:
             raise Cause.MALFORMED.error(f"{trouble} {describeCertificate(peer.certificate)}") from trouble
 
@@ -254,6 +253,6 @@ class FirstUseValidator:
         if before != digest:
             raise Cause.KEY_CHANGED.error(
                 f"{peer.identity} port {peer.port} had {pinText(before)} first, at {time}, and has {pinText(digest)} now;"
-                f" if that is right, remove its line from {store.path} ({keyRule(profile, 'FirstUseStore')})"
+                f" if that is right, remove its line from {store.path} ({profile.rule('FirstUseStore')})"
             )
         return None

@@ -15,7 +15,7 @@ from dataclasses import replace
 from ssa.api import PeerAuthentication
 from ssa.errors import Cause
 from ssa.policy.profile import TLS_1_2, TLS_1_3, VERSION_NAMES, Profile
-from ssa.tls.ciphers import cipherNamed, cipherNames, cipherStrings
+from ssa.tls.ciphers import SUITES, cipherNamed, cipherNames, cipherStrings
 
 __all__ = [
     "LONGEST_SESSION",
@@ -53,7 +53,7 @@ def checkVersion(number: int, profile: Profile) -> None:
     if not profile.minProtocol <= number <= profile.maxProtocol:
         raise Cause.POLICY.error(
             f"{_versionName(number)} was asked for, {_versionName(profile.minProtocol)} to"
-            f" {_versionName(profile.maxProtocol)} are allowed"
+            f" {_versionName(profile.maxProtocol)} are allowed ({profile.rule('MinProtocol')}, {profile.rule('MaxProtocol')})"
         )
 
 
@@ -70,7 +70,8 @@ def checkCipher(name: str, profile: Profile | None) -> str:
     if found is None:
         raise ValueError(f"{name[:80]!r} is no cipher's name")
     if profile is not None and found not in cipherNames(profile.cipherList, profile.cipherSuites):
-        raise Cause.POLICY.error(f"the cipher {name} is not allowed")
+        key = "CipherSuites" if found in SUITES else "CipherList"
+        raise Cause.POLICY.error(f"the cipher {name} is not allowed ({profile.rule(key)})")
     return found
 
 
@@ -115,7 +116,8 @@ def narrowedBy(
     if trusted is not None or disabled:
         ciphers, suites = cipherStrings(ciphersInForce(profile, trusted, disabled))
         if not ciphers and not suites:
-            raise Cause.POLICY.error("the program's ciphers and those of the policy have none in common")
+            rules = f"{profile.rule('CipherList')}, {profile.rule('CipherSuites')}"
+            raise Cause.POLICY.error(f"the program's ciphers and those of the policy have none in common ({rules})")
         if not suites:
             high = min(high, TLS_1_2)
         if not ciphers:
@@ -125,6 +127,7 @@ def narrowedBy(
         raise Cause.POLICY.error(
             f"no TLS version is left: the policy allows {_versionName(profile.minProtocol)} to"
             f" {_versionName(profile.maxProtocol)}, the program's versions and ciphers exclude that"
+            f" ({profile.rule('MinProtocol')}, {profile.rule('MaxProtocol')})"
         )
     return replace(profile, minProtocol=low, maxProtocol=high, cipherList=cipherList, cipherSuites=cipherSuites)
 

@@ -210,7 +210,7 @@ class SocketOptions:
         if rule.settable is When.NEW and phase is not Phase.NEW:
             raise Cause.TOO_LATE.error(name)
         if rule.option is Option.TLS_TRUSTED_PEER_CERTIFICATES and not profile.appCustomValidation:
-            raise Cause.POLICY.error(f"{name} is set, and AppCustomValidation is off")
+            raise Cause.POLICY.error(f"{name} is set, and AppCustomValidation is off ({profile.rule('AppCustomValidation')})")
         if file and not rule.fromFile:
             raise Cause.BAD_VALUE.error(f"{name} names no file")
         most = LARGEST_FILE if file else MAXIMUM_OPTION_SIZE

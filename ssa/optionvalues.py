@@ -231,7 +231,7 @@ def setSessionTTL(options: SocketOptions, value: bytes, profile: Profile) -> Non
 def setSessionReuse(options: SocketOptions, value: bytes, profile: Profile) -> None:
     reuse = _switch(value)
     if reuse and not profile.sessionResumption:
-        raise Cause.POLICY.error("TLS_SESSION_REUSE is 1, and SessionResumption is off")
+        raise Cause.POLICY.error(f"TLS_SESSION_REUSE is 1, and SessionResumption is off ({profile.rule('SessionResumption')})")
     options.sessionReuse = reuse
 
 
@@ -293,20 +293,24 @@ def getVersion(which: int) -> Fetch:
 
 
 def setPeerAuthentication(options: SocketOptions, value: bytes, profile: Profile) -> None:
-    try:
-        wanted = PeerAuthentication(_number(value))
-    except ValueError as error:
-        raise ValueError(f"{error}; 0 (no), 1 (request) or 2 (require) is allowed") from None
+    number = _number(value)
+    if number not in tuple(PeerAuthentication):
+        raise ValueError(f"{number} is not allowed; 0 (no), 1 (request) or 2 (require) is")
+    wanted = PeerAuthentication(number)
     if wanted < leastAuthentication(profile):
-        raise Cause.POLICY.error(f"TLS_REQUEST_PEER_AUTH is {wanted}, and ClientAuth is {profile.clientAuth}")
+        rule = profile.rule("ClientAuth")
+        raise Cause.POLICY.error(f"TLS_REQUEST_PEER_AUTH is {wanted}, and ClientAuth is {profile.clientAuth} ({rule})")
     options.peerAuthentication = wanted
 
 
 def setRevocationChecks(options: SocketOptions, value: bytes, profile: Profile) -> None:
     checks = _switch(value)
     if profile.revocationChecks and not checks:
-        raise Cause.POLICY.error("TLS_REVOCATION_CHECKS is 0, and RevocationChecks is on")
+        raise Cause.POLICY.error(f"TLS_REVOCATION_CHECKS is 0, and RevocationChecks is on ({profile.rule('RevocationChecks')})")
     options.revocationChecks = checks
+
+
+_SOURCE_KEYS = {"stapled": "OCSPStapledChecks", "cached": "CachedRevChecks", "ocsp": "OCSPChecks", "crl": "CRLChecks"}
 
 
 def setRevocationSource(source: str) -> Store:
@@ -317,7 +321,7 @@ def setRevocationSource(source: str) -> Store:
         required, sources = options.revocationRules(profile)
         if counts:
             if source not in profile.revocationSources:
-                raise Cause.POLICY.error(f"the configuration does not let answers of the kind {source} count")
+                raise Cause.POLICY.error(f"answers of the kind {source} do not count ({profile.rule(_SOURCE_KEYS[source])})")
             options.revocationDropped -= {source}
             return
         if not required:
@@ -339,7 +343,7 @@ def getRevocationSource(source: str) -> Fetch:
 def setStapling(options: SocketOptions, value: bytes, profile: Profile) -> None:
     stapling = _switch(value)
     if profile.serverStapling and not stapling:
-        raise Cause.POLICY.error("TLS_SERVER_OCSP_STAPLING is 0, and the configuration has servers staple")
+        raise Cause.POLICY.error(f"TLS_SERVER_OCSP_STAPLING is 0, and OCSPStapling is on ({profile.rule('OCSPStapling')})")
     options.serverStapling = stapling
 
 
@@ -355,6 +359,7 @@ def setContext(options: SocketOptions, value: bytes, profile: Profile) -> None:
     if other.trusted and not profile.appCustomValidation:
         raise Cause.POLICY.error(
             f"the TLS socket {number} has certificates of its own to trust, and AppCustomValidation is off here"
+            f" ({profile.rule('AppCustomValidation')})"
         )
     options.adopt(other)
 

@@ -21,7 +21,6 @@ from ssa.policy.profile import Profile
 from ssa.throttle import Throttle
 from ssa.tls.certificates import describeCertificate
 from ssa.tls.connection import peerCheckOf
-from ssa.tls.rules import keyRule
 from ssa.validation import Peer, validatorNamed
 
 __all__ = ["Validating", "peerOf"]
@@ -75,7 +74,7 @@ class Validating:
             try:
                 await self._ask(name, profile, peer, end - self._clock.seconds())
             except SSAError as error:
-                about = f"(plug-in {name}, {keyRule(profile, 'Validation')}) {describeCertificate(peer.certificate)}"
+                about = f"(plug-in {name}, {profile.rule('Validation')}) {describeCertificate(peer.certificate)}"
                 number = error.errno if error.errno in _ERRNOS or error.errno == errno.ETIMEDOUT else errno.EKEYREJECTED
                 raise SSAError(number, f"{error.reason} {about}") from error
 

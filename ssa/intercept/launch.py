@@ -328,9 +328,13 @@ def _becomeSupervisor(
     except Exception as failure:
         if program.started:
             raise
-        traceback.print_exc()
+        why: object = failure
+        if isinstance(failure, OSError):
+            why = failure.strerror or failure
+        else:
+            traceback.print_exc()
         with contextlib.suppress(StartFailed):
-            program.refuse(f"the supervisor could not start: {failure}")
+            program.refuse(f"the supervisor could not start: {why}")
 
 
 def _becomeProgram(control: socket.socket, argv: Sequence[str], inherited: Inherited, installFilter: Callable[[], int]) -> None:

@@ -200,6 +200,16 @@ class Profile:
         """
         return self.origins.get(key, "")
 
+    def rule(self, key: str) -> str:
+        """
+        Name the rule that a value comes from, for a person.
+
+        @param key: as it is written in the file.
+        @return: C{"TrustStoreLocation at /etc/ssa.conf:12 [default]"}, or that it is the built-in default.
+        """
+        origin = self.origin(key)
+        return f"{key} at {origin}" if origin else f"the built-in default of {key}"
+
 
 @dataclass(frozen=True)
 class Caller:

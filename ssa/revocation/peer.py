@@ -23,7 +23,6 @@ from ssa.revocation.ocsp import verifyAnswer
 from ssa.revocation.verdict import NoAnswer, Subject
 from ssa.tls.connection import PeerCheck, peerCheckOf
 from ssa.tls.loglist import findLogs, parseLogs
-from ssa.tls.rules import keyRule
 from ssa.tls.transparency import checkTransparency
 
 __all__ = ["PeerJudge"]
@@ -88,7 +87,7 @@ class PeerJudge:
     def _rule(self) -> str:
         """Who asks for definite answers."""
         profile = self._profile
-        return keyRule(profile, "RevocationChecks") if profile.revocationChecks else "TLS_REVOCATION_CHECKS of the program"
+        return profile.rule("RevocationChecks") if profile.revocationChecks else "TLS_REVOCATION_CHECKS of the program"
 
     def _isConcerned(self, connection: SSL.Connection, check: PeerCheck) -> bool:
         """
@@ -134,7 +133,7 @@ class PeerJudge:
         """
         path = self._profile.transparencyLogs
         if not path:
-            rule = keyRule(self._profile, "VerifyCertTransparency")
+            rule = self._profile.rule("VerifyCertTransparency")
             raise Cause.TRANSPARENCY.error(f"{rule} is on, and TransparencyLogs names no list of logs")
         files = self._profile.files
         try:
@@ -150,5 +149,5 @@ class PeerJudge:
         except NoAnswer:
             stapled = b""
         checkTransparency(
-            chain, stapled, check.timestamps, logs, now, keyRule(self._profile, "VerifyCertTransparency")
+            chain, stapled, check.timestamps, logs, now, self._profile.rule("VerifyCertTransparency")
         )

@@ -26,7 +26,7 @@ from ssa.test.tlspair import Pair, optionsWith, serving, trusting
 from ssa.tls.contexts import clientConnection
 from ssa.tls.handshake import Handshake
 from ssa.tls.identity import parseIdentity
-from ssa.tls.rules import Rules, keyRule
+from ssa.tls.rules import Rules
 from ssa.tls.servercontexts import serverConnection, serverContexts
 
 
@@ -47,8 +47,8 @@ class RuleTests(SynchronousTestCase):
     def test_keyRule(self) -> None:
         """A key's place, or that it has none."""
         profile = Ruled(lines={"MinProtocol": "/etc/ssa/ssa.conf:3 [profile web]"})
-        self.assertEqual(keyRule(profile, "MinProtocol"), "MinProtocol at /etc/ssa/ssa.conf:3 [profile web]")
-        self.assertEqual(keyRule(profile, "MaxProtocol"), "the built-in default of MaxProtocol")
+        self.assertEqual(profile.rule("MinProtocol"), "MinProtocol at /etc/ssa/ssa.conf:3 [profile web]")
+        self.assertEqual(profile.rule("MaxProtocol"), "the built-in default of MaxProtocol")
 
     def test_causes(self) -> None:
         """What each cause names."""

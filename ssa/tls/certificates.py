@@ -212,7 +212,8 @@ def pairCredentials(
         key = byPublic.get(public)
         if key is None:
             hint = "; the endpoint's own certificate must come first in its chain" if len(chain) > 1 else ""
-            raise ValueError(f"no private key fits the certificate {describeCertificate(chain[0])}{hint}")
+            what = "no private key fits" if keys else "no private key was given for"
+            raise ValueError(f"{what} the certificate {describeCertificate(chain[0])}{hint if keys else ''}")
         used.add(public)
         credentials.append(Credential(chain, key))
     for public, key in byPublic.items():

@@ -367,7 +367,8 @@ class ConnectionInfo:
             name = None
         if not name:
             raise Cause.NO_DATA.error("the TLS library cannot tell the key exchange group")
-        return name
+        # The library names what the peer chose as it was configured there: one spelling, that of the registry.
+        return {"x25519": "X25519", "x448": "X448"}.get(name, name)
 
     def applicationProtocol(self) -> bytes:
         """See L{IConnectionInfo.applicationProtocol}."""

@@ -193,7 +193,8 @@ def clientConnection(
         used, EPERM if the options ask for what the policy does not allow.
     """
     if options.trusted and not profile.appCustomValidation:
-        raise Cause.POLICY.error("TLS_TRUSTED_PEER_CERTIFICATES was set, and AppCustomValidation is off")
+        rule = profile.rule("AppCustomValidation")
+        raise Cause.POLICY.error(f"TLS_TRUSTED_PEER_CERTIFICATES was set, and AppCustomValidation is off ({rule})")
     checkExtensions(profile, options)
     profile = options.narrowed(profile)
     credentials = onePerType(options.credentials() or clientCredentials(profile))

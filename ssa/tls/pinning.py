@@ -19,7 +19,6 @@ from zope.interface import implementer
 from ssa.errors import Cause
 from ssa.policy.profile import Profile
 from ssa.tls.certificates import publicKeyOf
-from ssa.tls.rules import keyRule
 from ssa.validation import IValidator, Peer
 
 __all__ = ["PinValidator", "keyDigest", "pinText"]
@@ -64,7 +63,7 @@ class PinValidator:
                 continue  # a key that cannot be read is not pinned
         if any(digest in profile.pinnedKeys for digest in digests):
             return None
-        rule = keyRule(profile, "PinnedKeys")
+        rule = profile.rule("PinnedKeys")
         found = " ".join(pinText(digest) for digest in digests[:8])
         wanted = f"{len(profile.pinnedKeys)} keys are pinned" if profile.pinnedKeys else "no key is pinned"
         raise Cause.NOT_PINNED.error(f"{peer.identity} has {found}; {wanted} ({rule})")

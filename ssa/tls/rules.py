@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ssa.errors import Cause
 from ssa.policy.profile import Profile
 
-__all__ = ["Rules", "keyRule"]
+__all__ = ["Rules"]
 
 _CHAIN_TOO_LONG = 22
 """X509_V_ERR_CERT_CHAIN_TOO_LONG."""
@@ -25,17 +25,6 @@ _ALWAYS: dict[Cause, str] = {
     Cause.NO_CERTIFICATE: "the peer must prove its identity",
 }
 """The rules that no configuration turns off."""
-
-
-def keyRule(profile: Profile, key: str) -> str:
-    """
-    Say where the value of a key comes from.
-
-    @param key: as ssa.conf spells it.
-    @return: C{"TrustStoreLocation at /etc/ssa/ssa.conf:12 [default]"}, or that it is the built-in default.
-    """
-    origin = profile.origin(key)
-    return f"{key} at {origin}" if origin else f"the built-in default of {key}"
 
 
 @dataclass(frozen=True)
@@ -62,16 +51,16 @@ class Rules:
         """
         if code == _CHAIN_TOO_LONG:
             depth = self.profile.certVerificationDepth
-            return f"at most {depth} intermediate certificates, {keyRule(self.profile, 'CertVerificationDepth')}"
+            return f"at most {depth} intermediate certificates, {self.profile.rule('CertVerificationDepth')}"
         if cause is Cause.UNTRUSTED:
             return self._trust()
         if cause in (Cause.REVOKED, Cause.REVOCATION_UNKNOWN):
-            return keyRule(self.profile, "RevocationChecks")
+            return self.profile.rule("RevocationChecks")
         always = _ALWAYS.get(cause)
         return f"always in force: {always}" if always else ""
 
     def _trust(self) -> str:
         if self.isProgramsStore:
-            allowed = keyRule(self.profile, "AppCustomValidation")
+            allowed = self.profile.rule("AppCustomValidation")
             return f"trusted are the program's own TLS_TRUSTED_PEER_CERTIFICATES, allowed by {allowed}"
-        return f"trust store {self.store or 'of the system'}, {keyRule(self.profile, 'TrustStoreLocation')}"
+        return f"trust store {self.store or 'of the system'}, {self.profile.rule('TrustStoreLocation')}"

@@ -265,7 +265,8 @@ def serverContexts(profile: Profile, options: SocketOptions) -> ServerContexts:
         allow.
     """
     if options.trusted and not profile.appCustomValidation:
-        raise Cause.POLICY.error("TLS_TRUSTED_PEER_CERTIFICATES was set, and AppCustomValidation is off")
+        rule = profile.rule("AppCustomValidation")
+        raise Cause.POLICY.error(f"TLS_TRUSTED_PEER_CERTIFICATES was set, and AppCustomValidation is off ({rule})")
     checkExtensions(profile, options)
     profile = options.narrowed(profile)
     credentials = options.credentials() or serverCredentials(profile)
