@@ -180,8 +180,9 @@ def _named(section: Section) -> Iterator[NamedFiles]:
     for first, second in PAIRS.values():
         if first in section.settings and second in section.settings:
             for paths in zip(section.settings[first].value, section.settings[second].value, strict=False):
-                yield NamedFiles(first, "credential", paths, place(first))
-    for key, kind in (("TrustStoreLocation", "store"), ("TransparencyLogs", "content")):
+                yield NamedFiles(first, "credential", paths, place(first), place(second))
+    kinds = {"TrustStoreLocation": "store", "TransparencyLogs": "content", "FirstUseStore": "written", "KeyLogFile": "written"}
+    for key, kind in kinds.items():
         if key in section.settings and section.settings[key].value:
             yield NamedFiles(key, kind, (section.settings[key].value,), place(key))
 

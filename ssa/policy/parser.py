@@ -216,6 +216,8 @@ def _parseValue(key: str, value: str, isDefault: bool, validators: Validators) -
         parsed = read(value)
         if key == "Validation":
             _checkValidation(parsed, validators)
+        if key == "KeyLogFile" and parsed and isDefault:
+            return _Wrong("it is allowed in [profile NAME] only, which says whose secrets are written")
         return parsed
     except ValueError as error:
         return _Wrong(str(error))

@@ -262,15 +262,18 @@ class NamedFiles:
     Files that one key of the policy names.
 
     @ivar key: the key.
-    @ivar kind: C{"credential"}, a chain and its key; C{"store"}, a trust store; C{"content"}, anything else.
+    @ivar kind: C{"credential"}, a chain and its key; C{"store"}, a trust store; C{"content"}, anything else that is read;
+        C{"written"}, what the daemon itself writes.
     @ivar paths: two paths, or one.
     @ivar place: where they are named, as errors begin: C{file:line: [section] Key}.
+    @ivar secondPlace: the same for the second path.
     """
 
     key: str
     kind: str
     paths: tuple[str, ...]
     place: str
+    secondPlace: str = ""
 
 
 class Rule(Protocol):

@@ -72,6 +72,7 @@ VALUES: tuple[tuple[str, str, str], ...] = (
     ("SessionTickets", "no", "'no' is neither on nor off"),
     ("HandshakeTimeout", "soon", "'soon' is no number of seconds from 0.1 to 3600"),
     ("KeyLogFile", "keys", "'keys' is no absolute path"),
+    ("KeyLogFile", "/x", "it is allowed in [profile NAME] only, which says whose secrets are written"),
     ("LogLevel", "all", "'all' is not allowed; allowed are debug, info, warn, error and critical"),
     ("LogFormat", "xml", "'xml' is not allowed; allowed are text and json"),
     ("RandomSeed", "/dev/hwrng", "'/dev/hwrng' is not an absolute path and a number of bytes, separated by a space"),

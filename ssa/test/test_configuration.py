@@ -24,7 +24,7 @@ from twisted.internet.threads import deferToThread
 from ssa.api import Address, HostnameAddress, InternetAddress, Option
 from ssa.errors import SSAError
 from ssa.policy.parser import parsePolicy
-from ssa.policy.profile import Policy
+from ssa.policy.profile import Caller, Policy
 from ssa.policy.schema import KEYS, Belongs
 from ssa.service import Daemon
 from ssa.test import badservers
@@ -52,7 +52,6 @@ ELSEWHERE = {
     "SessionResumption": ("off", False),
     "SessionTickets": ("off", False),
     "SessionCacheTimeout": ("60", 60),
-    "KeyLogFile": ("/x", "/x"),
     "LogLevel": ("debug", "debug"),
     "LogFormat": ("json", "json"),
 }
@@ -117,6 +116,12 @@ class KeyTests(DaemonCase):
             policy = policyOf(**{key: text}, **NEEDED.get(key, {}))
             source = policy if KEYS[key].belongs is Belongs.DAEMON else policy.default
             self.assertEqual(value, getattr(source, KEYS[key].field or "revocationSources"), key)
+
+    def test_KeyLogFile(self) -> None:
+        """It is in a profile only; what it does has tests of its own."""
+        policy = parsePolicy([("ssa.conf", "[profile traced]\nUser = 0\nKeyLogFile = /x\n")])
+        self.assertEqual("/x", policy.profileFor(Caller(0), None, 0).keyLogFile)
+        self.assertEqual("", policy.default.keyLogFile)
 
     # protocol
 

@@ -104,7 +104,8 @@ class JudgeTests(SynchronousTestCase):
         """The profile's; only a client's whole handshake can have a stapled answer."""
         profile = Profile(revocationChecks=True, revocationSources=frozenset(("crl",)), revocationTimeout=7)
         for isServer, resumed in ((False, False), (False, True), (True, False)):
-            expected = Rules(True, frozenset(("crl",)), 7, Reach.ANY, not isServer and not resumed
+            rule = profile.rule("RevocationChecks")
+            expected = Rules(True, frozenset(("crl",)), 7, Reach.ANY, not isServer and not resumed, rule)
             self.assertEqual(expected, self.rules(profile, isServer, resumed))
         self.assertFalse(self.rules(Profile(), False).required)
 

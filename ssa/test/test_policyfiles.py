@@ -100,13 +100,27 @@ class LoadTests(FilesCase):
             for first, second in (("CertPath", "KeyPath"), ("ClientCertPath", "ClientKeyPath")):
                 text = f"[default]\n{first} = {self.path('c.pem')}\n{second} = {self.path('c.key')}\n"
                 (error,) = self.errors(text)
-                self.assertTrue(error.startswith(f"2: [default] {first}: {words}"), error)
+                place = f"3: [default] {second}" if words.startswith("/c.key:") else f"2: [default] {first}"
+                self.assertTrue(error.startswith(f"{place}: {words}"), error)
 
     def test_weakCredential(self) -> None:
         """One that OpenSSL would not serve with is found before any program listens."""
         chain, key = self.credential(testCA().issue(key="rsa1024"))
         (error,) = self.errors(f"[default]\nCertPath = {chain}\nKeyPath = {key}\n")
         self.assertIn("too small", error)
+
+    def test_written(self) -> None:
+        """Where the daemon could not write, that is an error at once; what it writes is not watched."""
+        store = self.path("seen")
+        text = f"[profile a]\nUser = 0\nValidation = first-use\nFirstUseStore = {store}\nKeyLogFile = {self.path('keys')}\n"
+        files = self.load(text).default.files
+        assert isinstance(files, LoadedFiles)
+        self.assertEqual((), files.paths)
+        os.symlink("/dev/null", self.path("keys"))
+        (error,) = self.errors(text)
+        self.assertEqual("5: [profile a] KeyLogFile: /keys: it is a symbolic link", error)
+        (error,) = self.errors("[profile a]\nUser = 0\nValidation = first-use\nFirstUseStore = /nowhere/at/all/x\n")
+        self.assertEqual("4: [profile a] FirstUseStore: /nowhere/at/all/x: there is no directory /nowhere/at/all", error)
 
     def test_badStores(self) -> None:
         """Trust stores that are missing or hold nothing."""
@@ -155,7 +169,7 @@ class LoadTests(FilesCase):
             return real(path, most)
 
         self.patch(policyfiles, "_read", read)
-        self.assertEqual(["2: [default] CertPath: /server.key: Permission denied"], self.errors(text))
+        self.assertEqual(["3: [default] KeyPath: /server.key: Permission denied"], self.errors(text))
         policy = self.load(text, mayLack=True)
         self.assertEqual(errno.ENOKEY, self.assertRaises(SSAError, serverCredentials, policy.default).errno)
         self.assertEqual(1, len(storeOf(policy.default).certificates()))

@@ -21,7 +21,7 @@ from OpenSSL import SSL
 from ssa.errors import Cause, SSAError, causeOfOpenSSL
 from ssa.policy.parser import ConfigurationError
 from ssa.policy.profile import NamedFiles, Policy, Profile
-from ssa.tls.certificates import Credential, pairCredentials, parseChains, parsePrivateKeys
+from ssa.tls.certificates import Credential, describeCertificate, pairCredentials, parseChains, parsePrivateKeys
 from ssa.tls.loglist import parseLogs
 from ssa.tls.trust import TrustStore, findStore
 
@@ -149,6 +149,8 @@ class LoadedFiles:
         @return: what is wrong, for a person; "" if nothing is.
         """
         path = named.paths[0]
+        if named.kind == "written":
+            return _noPlace(path)
         if named.kind == "store":
             problem = self._stores.load(path, self.mayLack)
             if self._stores.has(path):
@@ -165,7 +167,7 @@ class LoadedFiles:
         if self._credentials.has(pair):
             found = self.credentials([pair])
             self._add(named, b"".join(credential.fingerprint() for credential in found))
-            problem = next((text for text in map(_unusable, found) if text), "")
+            problem = next((f"{path}: {text}" for text in map(_unusable, found) if text), "")
         return problem
 
     def _add(self, named: NamedFiles, content: bytes) -> None:
@@ -227,7 +229,19 @@ def _unusable(credential: Credential) -> str:
         context.check_privatekey()
     except SSL.Error as error:
         queue = error.args[0] if error.args and isinstance(error.args[0], (list, tuple)) else []
-        return f"{causeOfOpenSSL(list(queue))[1]} {credential!r}"
+        return f"{causeOfOpenSSL(list(queue))[1]} {describeCertificate(credential.certificate)}"
+    return ""
+
+
+def _noPlace(path: str) -> str:
+    """Say why a file cannot be written there; "" if nothing speaks against it."""
+    directory = os.path.dirname(path)
+    if not os.path.isdir(directory):
+        return f"{path}: there is no directory {directory}"
+    if os.path.islink(path):
+        return f"{path}: it is a symbolic link"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return f"{path}: it is no regular file"
     return ""
 
 
@@ -249,12 +263,15 @@ def loadFiles(policy: Policy, mayLack: bool = False) -> Policy:
     @return: the policy with its files.
     @raise ConfigurationError: with all that is wrong.
     """
-    files = LoadedFiles(sorted({path for named in policy.named for path in named.paths}), mayLack)
+    # What the daemon itself writes changes all the time, and no change of it is a change of the policy.
+    read = {path for named in policy.named if named.kind != "written" for path in named.paths}
+    files = LoadedFiles(sorted(read), mayLack)
     errors = []
     for named in policy.named:
         problem = files.load(named)
         if problem:
-            errors.append(f"{named.place}: {problem}")
+            isSecond = named.paths[0] != named.paths[-1] and problem.startswith(f"{named.paths[-1]}:")
+            errors.append(f"{named.secondPlace if isSecond else named.place}: {problem}")
     if errors:
         raise ConfigurationError(errors)
     return policy.withFiles(files)
