@@ -125,10 +125,12 @@ def _checkFile(path: str) -> int:
     from ssa.policy.parser import ConfigurationError
 
     try:
-        loadConfiguration(path)
+        files = loadConfiguration(path).default.files
     except ConfigurationError as failure:
         print(*failure.errors, sep="\n", file=sys.stderr)
         return 1
+    for warning in files.warnings if files is not None else ():
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 

@@ -289,6 +289,8 @@ class Daemon(MultiService):
         files = self.shared.policy.default.files
         if isinstance(files, LoadedFiles):
             self._watch.watch(files.paths, files.signature)
+            for warning in files.warnings:
+                self.log.warn("{warning}", warning=warning)
         else:
             self._watch.watch((), ())
 

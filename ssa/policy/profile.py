@@ -229,7 +229,13 @@ class Caller:
 
 
 class PolicyFiles(Protocol):
-    """What the files that a policy names held when it was loaded (L{ssa.tls.policyfiles})."""
+    """
+    What the files that a policy names held when it was loaded (L{ssa.tls.policyfiles}).
+
+    @ivar warnings: lines about what is no error and will not work all the same.
+    """
+
+    warnings: list[str]
 
     def credentials(self, pairs: Sequence[tuple[str, str]]) -> tuple[Credential, ...]:
         """

@@ -122,6 +122,14 @@ class LoadTests(FilesCase):
         (error,) = self.errors("[profile a]\nUser = 0\nValidation = first-use\nFirstUseStore = /nowhere/at/all/x\n")
         self.assertEqual("4: [profile a] FirstUseStore: /nowhere/at/all/x: there is no directory /nowhere/at/all", error)
 
+    def test_outOfTime(self) -> None:
+        """A certificate that has expired is told, and is no error: it can be renewed while it is in use."""
+        chain, key = self.credential(testCA().issue(["old.example"], expired=True))
+        files = self.load(f"[default]\nCertPath = {chain}\nKeyPath = {key}\n").default.files
+        assert files is not None
+        (warning,) = files.warnings
+        self.assertIn(f"2: [default] CertPath: {chain}: the certificate has expired [subject ", warning)
+
     def test_badStores(self) -> None:
         """Trust stores that are missing or hold nothing."""
         self.write("empty.pem", b"nothing")

@@ -13,6 +13,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from typing import Generic, TypeVar
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -113,6 +114,7 @@ class LoadedFiles:
     @ivar mayLack: whether what this process had no right to read is missing only where it is used.
     @ivar version: a digest of everything that was read: what has equal ones is equal.
     @ivar signature: what L{signatureOf} said of C{paths} before they were read.
+    @ivar warnings: what is no error and will not work all the same: certificates out of their time.
     """
 
     def __init__(self, paths: Sequence[str] = (), mayLack: bool = False) -> None:
@@ -120,6 +122,7 @@ class LoadedFiles:
         self.mayLack = mayLack
         self.signature = signatureOf(self.paths)
         self.version = b""
+        self.warnings: list[str] = []
         self._credentials = _Kept(_readPair)
         self._stores = _Kept(_readStore)
         self._contents = _Kept(_readContent)
@@ -168,6 +171,7 @@ class LoadedFiles:
             found = self.credentials([pair])
             self._add(named, b"".join(credential.fingerprint() for credential in found))
             problem = next((f"{path}: {text}" for text in map(_unusable, found) if text), "")
+            self.warnings += [f"{named.place}: {path}: {text}" for text in map(_outOfTime, found) if text]
         return problem
 
     def _add(self, named: NamedFiles, content: bytes) -> None:
@@ -230,6 +234,17 @@ def _unusable(credential: Credential) -> str:
     except SSL.Error as error:
         queue = error.args[0] if error.args and isinstance(error.args[0], (list, tuple)) else []
         return f"{causeOfOpenSSL(list(queue))[1]} {describeCertificate(credential.certificate)}"
+    return ""
+
+
+def _outOfTime(credential: Credential) -> str:
+    """Say that a certificate is not valid now; "" if it is.  It may be renewed at any time, and so is no error."""
+    now = datetime.now(timezone.utc)
+    certificate = credential.certificate
+    if now > certificate.not_valid_after_utc:
+        return f"the certificate has expired {describeCertificate(certificate)}"
+    if now < certificate.not_valid_before_utc:
+        return f"the certificate is not valid yet {describeCertificate(certificate)}"
     return ""
 
 
