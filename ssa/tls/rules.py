@@ -32,7 +32,7 @@ def keyRule(profile: Profile, key: str) -> str:
     Say where the value of a key comes from.
 
     @param key: as ssa.conf spells it.
-    @return: C{"TrustStoreLocation at /etc/ssa/ssa.conf:12 [default]"}, or that it is the built-in default.
+    @return: C{"TrustStoreLocation at /etc/ssa.conf:12 [default]"}, or that it is the built-in default.
     """
     origin = profile.origin(key)
     return f"{key} at {origin}" if origin else f"the built-in default of {key}"
