@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 LONGEST_REASON = 1000
-"""The most characters that a reason has; what is longer ends in "…"."""
+"""The most bytes (UTF-8) that a reason has; what is longer ends in "…".  With its NUL it fits where 1024 bytes do."""
 
 
 class SSAError(Exception):
@@ -163,15 +163,16 @@ def oneLine(text: str) -> str:
     Make text that may come from the peer fit for one line of a log and of TLS_ERROR.
 
     @return: the text with each run of white space as one space, everything that cannot be printed (control
-        characters, lone surrogates, direction marks) escaped, and at most L{LONGEST_REASON} characters.
+        characters, lone surrogates, direction marks) escaped, and at most L{LONGEST_REASON} bytes of UTF-8.
     """
     if len(text) > 4 * LONGEST_REASON:
         text = text[: 4 * LONGEST_REASON]
     text = " ".join(text.split())
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in text)
-    if len(text) > LONGEST_REASON:
-        text = text[: LONGEST_REASON - 1] + "…"
+    encoded = text.encode("utf-8")
+    if len(encoded) > LONGEST_REASON:
+        text = encoded[: LONGEST_REASON - 3].decode("utf-8", "ignore") + "…"
     return text
 
 

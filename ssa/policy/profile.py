@@ -196,7 +196,7 @@ class Profile:
         Say which rule of the administrator's a value comes from.
 
         @param key: as it is written in the file: C{"TrustStoreLocation"}.
-        @return: C{"/etc/ssa/ssa.conf:12 [profile web]"}; "" for the built-in default.
+        @return: C{"/etc/ssa.conf:12 [profile web]"}; "" for the built-in default.
         """
         return self.origins.get(key, "")
 

@@ -39,13 +39,15 @@ class DefaultFileTests(SynchronousTestCase):
         example = text.index("# ---- profiles")
         written = re.findall(r"^(\w+) =", text, re.MULTILINE)
         left = re.findall(r"^#(\w+) =", text[:example], re.MULTILINE)
-        self.assertEqual(sorted(written + left), sorted(KEYS))
+        # One key is for profiles only, and stands in one.
+        self.assertIn("\n#KeyLogFile =", text[example:])
+        self.assertEqual(sorted([*written, *left, "KeyLogFile"]), sorted(KEYS))
         # A key that a level sets would win over it, if it were written.
         self.assertEqual(set(left), {key for level in LEVELS.values() for key in level.values})
         uncommented = re.sub(r"^#(\w+ =|\[)", r"\1", text, flags=re.MULTILINE)
         policy = parsePolicy([("f", uncommented.replace("User = backup\n", "").replace("User = @students\n", ""))])
         self.assertEqual(policy.default, Profile())
-        self.assertEqual(3, len(policy.rules))
+        self.assertEqual(4, len(policy.rules))
         lines = text.splitlines()
         for key, (name, line) in loadPolicy(CONF).origins.items():
             self.assertEqual(name, CONF)
