@@ -178,7 +178,7 @@ class _Factory:
         try:
             await self._judge.judge(connection, self._profile.handshakeTimeout - (self._clock.seconds() - begun))
         except BaseException:
-            close(sock, reset=False)
+            _refuse(connection, sock)
             raise
         if self._profile.validation:
             await self._validate(connection, sock, remote, self._clock.seconds() - begun)
@@ -198,8 +198,16 @@ class _Factory:
             if peer is not None:
                 await self._validating.validate(self._profile, peer, self._profile.handshakeTimeout - spent)
         except BaseException:
-            close(sock, reset=False)
+            _refuse(connection, sock)
             raise
+
+
+def _refuse(connection: SSL.Connection, sock: socket.socket) -> None:
+    """End a connection whose peer is refused after the handshake; the session that it has resumed is not offered again."""
+    resumption = peerCheckOf(connection).resumption
+    if resumption is not None:
+        resumption.refused()
+    close(sock, reset=False)
 
 
 class _Secured:

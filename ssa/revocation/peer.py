@@ -8,10 +8,8 @@ They apply to each handshake, with a session that is resumed as well: what was g
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from OpenSSL import SSL, crypto
 
 from ssa.errors import Cause, SSAError
@@ -26,8 +24,6 @@ from ssa.tls.loglist import findLogs, parseLogs
 from ssa.tls.transparency import checkTransparency
 
 __all__ = ["PeerJudge"]
-
-_MOST_CHAINS = 1024
 
 _TLS_FEATURE = bytes.fromhex("06082b06010505070118")
 """The DER encoding of the extension's object identifier, 1.3.6.1.5.5.7.1.24: RFC 7633 section 6."""
@@ -47,7 +43,6 @@ class PeerJudge:
         self._profile = profile
         self._options = options
         self._isServer = isServer
-        self._chains: OrderedDict[bytes, tuple[x509.Certificate, ...]] = OrderedDict()
 
     async def judge(self, connection: SSL.Connection, left: float) -> None:
         """
@@ -60,7 +55,7 @@ class PeerJudge:
         check = peerCheckOf(connection)
         if not required and not self._isConcerned(connection, check):
             return
-        chain = self._chainOf(connection, check, required)
+        chain = check.verifiedChain(connection)
         if not chain:
             # A client may have no certificate.  Everyone else who reaches this has shown one, perhaps when the session began.
             if required and not (self._isServer and connection.get_peer_certificate() is None):
@@ -101,29 +96,6 @@ class PeerJudge:
             return True
         certificate = None if check.resumed else connection.get_peer_certificate()
         return certificate is not None and _TLS_FEATURE in crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
-
-    def _chainOf(self, connection: SSL.Connection, check: PeerCheck, required: bool) -> tuple[x509.Certificate, ...]:
-        """
-        Find the verified chain, of a client that has resumed a session as well: the session holds the client's own
-        certificate only, and what a client sends need not go up to the root.  So the chains are kept here, for this listener.
-
-        @return: empty if there is none, or it is not known any more.
-        """
-        if not self._isServer or not required:
-            return check.verifiedChain(connection)
-        own = connection.get_peer_certificate(as_cryptography=True)
-        if own is None:
-            return ()
-        key = own.fingerprint(hashes.SHA256())
-        if check.resumed:
-            chain = self._chains.get(key, ())
-        else:
-            chain = self._chains[key] = check.verifiedChain(connection)
-        if chain:
-            self._chains.move_to_end(key)
-        if len(self._chains) > _MOST_CHAINS:
-            self._chains.popitem(last=False)
-        return chain
 
     def _judgeTransparency(self, chain: tuple[x509.Certificate, ...], check: PeerCheck) -> None:
         """

@@ -15,7 +15,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from ssa.errors import Cause, SSAError
 from ssa.options import SocketOptions
 from ssa.policy.profile import Profile
-from ssa.revocation import peer
 from ssa.revocation.check import Rules
 from ssa.revocation.fetch import Reach
 from ssa.revocation.peer import PeerJudge
@@ -78,15 +77,12 @@ class JudgeTests(SynchronousTestCase):
     def judge(
         self, profile: Profile, isServer: bool, resumed: bool = False, chain: Sequence[x509.Certificate] | None = None
     ) -> Deferred[None]:
-        return self.judgeWith(self.newJudge(profile, isServer), self.chain if chain is None else chain, resumed)
+        connection: Any = _Connection(self.chain if chain is None else chain, resumed)
+        return Deferred.fromCoroutine(self.newJudge(profile, isServer).judge(connection, self.left))
 
     def newJudge(self, profile: Profile, isServer: bool) -> PeerJudge:
         revocation: Any = self.revocation
         return PeerJudge(revocation, profile, self.options, isServer)
-
-    def judgeWith(self, judge: PeerJudge, chain: Sequence[x509.Certificate], resumed: bool) -> Deferred[None]:
-        connection: Any = _Connection(chain, resumed)
-        return Deferred.fromCoroutine(judge.judge(connection, self.left))
 
     def rules(self, profile: Profile, isServer: bool, resumed: bool = False) -> Rules:
         self.successResultOf(self.judge(profile, isServer, resumed))
@@ -153,22 +149,20 @@ class JudgeTests(SynchronousTestCase):
         self.assertEqual([], self.revocation.asked)
 
     def test_resumedClient(self) -> None:
-        """
-        The chain of a client's resumed session is that of the whole handshake, whatever else is known of it; if the listener
-        has forgotten it and an answer is required, that is refused.
-        """
+        """The chain of a client's resumed session is the verified one; if it is not known, and must be: refused."""
         profile = Profile(revocationChecks=True)
-        judge = self.newJudge(profile, True)
-        alone = self.chain[:1]
-        self.assertIn("chain is not known", self.refused(self.judgeWith(judge, alone, True)))
-        self.successResultOf(self.judgeWith(judge, self.chain, False))
-        self.successResultOf(self.judgeWith(judge, alone, True))
-        self.assertEqual([self.chain, self.chain], [chain for chain, _, _ in self.revocation.asked])
-        self.patch(peer, "_MOST_CHAINS", 2)
-        for name in ("a", "b"):
-            self.successResultOf(self.judgeWith(judge, (testCA().issue([name]).certificate, testCA().certificate), False))
-        self.assertIn("chain is not known", self.refused(self.judgeWith(judge, alone, True)))
-        self.successResultOf(self.judge(Profile(), True, resumed=True, chain=alone))
+        self.successResultOf(self.judge(profile, True, resumed=True))
+        self.assertEqual([self.chain], [chain for chain, _, _ in self.revocation.asked])
+        connection: Any = _Connection(self.chain, True)
+        connection.check.chain = ()
+        for isRequired in (True, False):
+            judging = self.newJudge(Profile(revocationChecks=isRequired), True).judge(connection, self.left)
+            judged = Deferred.fromCoroutine(judging)
+            if isRequired:
+                self.assertIn("chain is not known", self.refused(judged))
+            else:
+                self.successResultOf(judged)
+        self.assertEqual(1, len(self.revocation.asked))
 
     def test_transparencyWithoutList(self) -> None:
         """It is on, and there is no list: refused.  Not where it was checked before, nor for clients."""

@@ -4,28 +4,38 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from OpenSSL import SSL
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL, crypto
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ssa.api import Option
+from ssa.api import InternetAddress, Option
 from ssa.errors import Cause, SSAError
 from ssa.options import Phase, SocketOptions
 from ssa.policy.profile import TLS_1_2, TLS_1_3, Profile
+from ssa.revocation.peer import PeerJudge
 from ssa.test.pki import Credential, otherCA, testCA
 from ssa.test.tlspair import serving, trusting
 from ssa.tls import connection as connectionModule
+from ssa.tls import contexts as contextsModule
+from ssa.tls import servercontexts as serverModule
 from ssa.tls import sessions as module
+from ssa.tls.clientchains import ChainStore, ClientChains
 from ssa.tls.connection import ConnectionInfo, peerCheckOf
 from ssa.tls.contexts import ContextCache, clientConnection
 from ssa.tls.identity import parseIdentity
 from ssa.tls.servercontexts import KEY_LIFETIME, ServerContexts, serverConnection, serverContexts
-from ssa.tls.sessions import Proof, SessionCache, SessionKey
+from ssa.tls.sessions import LARGEST_PROOF, Proof, SessionCache, SessionKey
+from ssa.validating import peerOf
 
 NAME = "server.example"
 
@@ -163,6 +173,14 @@ class _Common:
             self.assertEqual(ConnectionInfo(again.client, False).peerChainPEM(), expected)
             self.assertEqual(ConnectionInfo(again.client, False).peerIdentity(), f"CN={NAME}")
             self.assertEqual(again.check.verifiedChain(again.client), verified)
+
+    def test_size(self: Any) -> None:
+        """A session weighs what the server has sent, and what was verified."""
+        link = self.link()
+        proof = vars(link.resumption)["_proof"]
+        sent = x509.load_pem_x509_certificates(ConnectionInfo(link.client, False).peerChainPEM())
+        expected = sum(len(each.public_bytes(Encoding.DER)) for each in (*sent, *proof.chain))
+        self.assertEqual((len(sent), len(proof.chain), proof.size), (2, 3, expected))
 
     def test_stateful(self: Any) -> None:
         """The same where the server gives no tickets and keeps the sessions."""
@@ -342,7 +360,7 @@ class _Common:
             self.assertEqual((info.peerIdentity(), info.peerChainPEM()), ("CN=me.example", mine.chainPEM))
             check = peerCheckOf(again.server)
             self.assertTrue(check.proved)
-            self.assertEqual(check.verifiedChain(again.server), mine.chain)
+            self.assertEqual(check.verifiedChain(again.server), (*mine.chain, testCA().certificate))
 
     def test_clientCertificate(self: Any) -> None:
         """With tickets."""
@@ -351,6 +369,69 @@ class _Common:
     def test_clientCertificateStateful(self: Any) -> None:
         """With sessions that the server keeps."""
         self.clientAuthentication(sessionTickets=False)
+
+    def test_clientSendsMore(self: Any) -> None:
+        """
+        What a client has sent beside its chain is told to programs, but nobody takes it for verified, not in a resumed
+        session either: plug-ins would believe it.
+        """
+        important = testCA().issue(["important.example"], purpose="client")
+        use = contextsModule.useCredentials
+
+        def useMore(context: SSL.Context, credentials: Any) -> None:
+            use(context, credentials)
+            context.add_extra_chain_cert(crypto.X509.from_cryptography(important.certificate))
+
+        self.patch(contextsModule, "useCredentials", useMore)  # the client's: programs' chains are put in order first
+        for own in (testCA(), testCA().intermediate("SSA intermediate for clients")):
+            mine = own.issue(["me.example"], purpose="client")
+            certified = (Option.TLS_CERTIFICATE_CHAIN, mine.chainPEM), (Option.TLS_PRIVATE_KEY, mine.keyPEM)
+            server = self.serve(
+                (Option.TLS_REQUEST_PEER_AUTH, struct.pack("=i", 2)),
+                (Option.TLS_TRUSTED_PEER_CERTIFICATES, testCA().pem),
+            )
+            self.assertFull(self.link(self.client(*certified), server))
+            again = self.link(self.client(*certified), server)
+            self.assertResumed(again)
+            self.assertEqual(ConnectionInfo(again.server, True).peerChainPEM(), mine.chainPEM + important.chainPEM)
+            found = peerOf(again.server, InternetAddress(socket.AF_INET, "192.0.2.7", 999), True)
+            assert found is not None
+            self.assertTrue(found.isResumed)
+            self.assertEqual(found.chain, (*mine.chain, testCA().certificate))
+
+    def test_clientForgotten(self: Any) -> None:
+        """
+        A client that resumes a session and whose chain is not known any more has no verified chain; from a minute after the
+        keys of tickets were made on, it gets new ones, and its next handshake is a full one.
+        """
+        store = ChainStore(most=0)
+        self.patch(serverModule, "ClientChains", lambda listener, owner: ClientChains(listener, owner, store))
+        mine = testCA().issue(["me.example"], purpose="client")
+        certified = (Option.TLS_CERTIFICATE_CHAIN, mine.chainPEM), (Option.TLS_PRIVATE_KEY, mine.keyPEM)
+        server = self.serve(
+            (Option.TLS_REQUEST_PEER_AUTH, struct.pack("=i", 2)),
+            (Option.TLS_TRUSTED_PEER_CERTIFICATES, testCA().pem),
+        )
+        before = server.default
+        self.link(self.client(*certified), server)
+        self.clock.advance(61)
+        self.assertIs(server.default, before)
+        again = self.link(self.client(*certified), server)
+        self.assertResumed(again)
+        self.assertEqual(ConnectionInfo(again.server, True).peerChainPEM(), mine.chainPEM)
+        self.assertIs(server.default, before)  # nobody has needed it
+        self.assertEqual(peerCheckOf(again.server).verifiedChain(again.server), ())
+        remote = InternetAddress(socket.AF_INET, "192.0.2.7", 999)
+        self.assertEqual(self.assertRaises(SSAError, peerOf, again.server, remote, True).errno, errno.EKEYREJECTED)
+        renewed = server.default
+        self.assertIsNot(renewed, before)
+        self.assertFull(self.link(self.client(*certified), server))
+        again = self.link(self.client(*certified), server)
+        self.assertEqual(peerCheckOf(again.server).verifiedChain(again.server), ())
+        self.clock.advance(59)
+        self.assertIs(server.default, renewed)  # clients must not decide how often
+        self.clock.advance(1)
+        self.assertIsNot(server.default, renewed)
 
     def test_clientExpired(self: Any) -> None:
         """A session of a client whose certificate has expired meanwhile is refused."""
@@ -448,6 +529,34 @@ class SharedServerTests(ResumptionCase):
         self.assertIsNot(serverContexts(replace(self.policy, truncation="allow"), options), one)
 
 
+    def test_sharedClients(self) -> None:
+        """
+        The chains of clients last as long as their sessions: a listener that is prepared again, as after each change of a
+        file, resumes them and knows the whole chain for revocation.
+        """
+        asked: list[Sequence[x509.Certificate]] = []
+
+        class _Revocation:
+            """Finds everybody good."""
+
+            async def check(self, chain: Sequence[x509.Certificate], stapled: bytes, rules: object) -> None:
+                asked.append(chain)
+
+        revocation: Any = _Revocation()
+        policy = replace(self.policy, revocationChecks=True, clientAuth="require")
+        mine = testCA().intermediate("SSA intermediate for clients").issue(["me.example"], purpose="client")
+        certified = (Option.TLS_CERTIFICATE_CHAIN, mine.chainPEM), (Option.TLS_PRIVATE_KEY, mine.keyPEM)
+        options = serving(
+            testCA().issue([NAME]), settings=((Option.TLS_TRUSTED_PEER_CERTIFICATES, testCA().pem),)
+        )
+        for expected in (self.assertFull, self.assertResumed, self.assertResumed):
+            link = self.link(self.client(*certified), serverContexts(policy, options))
+            expected(link)
+            judge = PeerJudge(revocation, policy, options, isServer=True)
+            self.successResultOf(Deferred.fromCoroutine(judge.judge(link.server, 5.0)))
+        self.assertEqual(asked, [(*mine.chain, testCA().certificate)] * 3)
+
+
 class CacheTests(SynchronousTestCase):
     """L{SessionCache} by itself."""
 
@@ -486,6 +595,35 @@ class CacheTests(SynchronousTestCase):
             self.put(0, number)
         self.assertEqual(len(self.cache), 10)
         self.assertIs(self.take(1, 0), mine)
+
+    def test_bytes(self) -> None:
+        """The certificates are bounded by size in the same two ways, and those of one session."""
+        cache = self.cache = SessionCache(self.clock.seconds, mostBytes=100000, mostBytesPerOwner=40000)
+        self.proof = replace(self.proof, size=10000)
+        mine = self.put(1, 0)
+        for number in range(6):
+            self.put(2, number)
+        self.assertEqual([number for number in range(6) if self.take(2, number) is not None], [2, 3, 4, 5])
+        for number in range(50):
+            self.put(0, number)
+        self.assertEqual(len(cache), 10)
+        self.proof = replace(self.proof, size=LARGEST_PROOF + 1)
+        self.put(3, 0)
+        self.assertIsNone(self.take(3, 0))
+        self.proof = replace(self.proof, size=LARGEST_PROOF)
+        self.put(0, 99)
+        self.assertEqual(len(cache), 4)
+        self.assertIs(self.take(1, 0), mine)
+        # All ways out give back what was taken.
+        self.proof = replace(self.proof, size=1000)
+        for _ in range(5):
+            self.put(0, 99)
+            self.put(0, 98, once=False)
+        cache.forgetTrust(("trust", 0))
+        cache.forget(self.key(0, 99))
+        for number in range(50):
+            self.take(0, number)
+        self.assertEqual((len(cache), sum(vars(cache)["_bytes"].values())), (0, 0))
 
     def test_expired(self) -> None:
         """What has expired is gone, and what has expired before is not taken in."""
@@ -530,21 +668,3 @@ class CacheTests(SynchronousTestCase):
         self.put(1, 0)
         self.assertIsNone(self.cache.take(self.key(1, 0), SSL.Context(SSL.TLS_CLIENT_METHOD)))
         self.assertEqual(len(self.cache), 0)
-
-
-class ClientChainTests(SynchronousTestCase):
-    """L{module.ClientChains}."""
-
-    def test_bounded(self) -> None:
-        """By number for all listeners, by size for each chain; one that is not there is the certificate alone."""
-        one, two = module.ClientChains(b"1"), module.ClientChains(b"2")
-        chain = testCA().intermediate().issue().chain
-        one.keep(chain)
-        self.assertEqual(one.find(chain[0]), chain)
-        self.assertEqual(two.find(chain[0]), (chain[0],))
-        two.keep((chain[0], *chain[1:] * 40))
-        self.assertEqual(two.find(chain[0]), (chain[0],))
-        for number in range(1024):
-            module.ClientChains(b"n%d" % number).keep(chain)
-        self.assertEqual(one.find(chain[0]), (chain[0],))
-        self.assertLessEqual(len(module.ClientChains._chains), 1024)

@@ -36,14 +36,14 @@ from ssa.firstuse import FirstUseStore, FirstUseValidator, StoreError, StoreIsLo
 from ssa.policy.profile import TLS_1_2, TLS_1_3, Profile
 from ssa.relay import RelayPool
 from ssa.resolve import DaemonThreadPool, Resolver
-from ssa.revocation.check import Revocation
+from ssa.revocation.check import Revocation, Rules
 from ssa.revocation.fetch import Fetcher
 from ssa.revocation.stapling import Staples
 from ssa.test.badservers import echo, running, serverContext
 from ssa.test.pki import Credential, testCA, testKey
 from ssa.test.test_keylog import Heard
 from ssa.test.tlspair import Pair, serving, trusting
-from ssa.tls.connection import verifyPeer
+from ssa.tls.connection import peerCheckOf, verifyPeer
 from ssa.tls.identity import parseIdentity
 from ssa.tls.pinning import PinValidator, keyDigest, pinText
 from ssa.tls.servercontexts import serverContexts
@@ -566,6 +566,55 @@ class ConnectionTests(TestCase):
             self.assertIn("enough", (await self.refused(profile, server.port)).reason)
         self.assertEqual([each.chain for each in seen], [seen[0].chain] * 3)
         self.assertEqual(len(seen[0].chain), 3)
+
+    async def test_refusedSession(self) -> None:
+        """A server that is refused after the handshake, by a plug-in or as revoked, is not offered its session again."""
+        resumed: list[bool] = []
+        bad: set[str] = set()
+
+        def answer(which: str) -> None:
+            if which in bad:
+                raise SSAError(errno.EKEYREJECTED, "enough")
+
+        @implementer(IPlugin, IValidator)
+        class Watching:
+            """Remembers whether the session was resumed."""
+
+            name = "watching"
+
+            def validate(self, peer: Peer, profile: Profile, reactor: Any) -> Deferred[None] | None:
+                """See L{IValidator}."""
+                resumed.append(peer.isResumed)
+                answer("plug-in")
+                return None
+
+        async def check(revocation: Revocation, chain: object, stapled: bytes, rules: Rules) -> None:
+            answer("revocation")
+
+        self.patch(validation, "_found", {"watching": Watching()})
+        self.patch(Revocation, "check", check)
+        profile = Profile(maxProtocol=TLS_1_2, validation=("watching",), revocationChecks=True)
+        with running(echo(serverContext(testCA().issue()))) as server:
+            for which in ("plug-in", "revocation"):
+                for _ in range(2):
+                    await self.visit(profile, server.port)
+                # Sessions of TLS 1.2 may be used more than once.
+                self.assertEqual((resumed, len(self.factories._sessions)), ([False, True], 1))
+                bad.add(which)
+                self.assertIn("enough", (await self.refused(profile, server.port)).reason)
+                bad.clear()
+                self.assertEqual(len(self.factories._sessions), 0)
+                resumed.clear()
+
+    async def visit(self, profile: Profile, port: int) -> None:
+        """Connect, keep the session as with a relay, and end in order."""
+        secured: Any = await self.connect(profile, port)
+        connection = secured._connection
+        check = peerCheckOf(connection)
+        assert check.resumption is not None
+        check.resumption.established(connection, check.offered if check.resumed else None)
+        connection.shutdown()
+        secured.abort()
 
     def pairWithClientCertificate(self, own: Credential | None) -> Pair:
         contexts = serverContexts(Profile(), serving(testCA().issue()))

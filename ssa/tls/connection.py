@@ -21,9 +21,10 @@ from ssa.options import IConnectionInfo
 from ssa.policy.profile import TLS_1_3
 from ssa.tls.certificates import chainPEM, describeCertificate, weaknessOf
 from ssa.tls.ciphers import ianaName
+from ssa.tls.clientchains import ClientChains
 from ssa.tls.identity import Identity, checkIdentity
 from ssa.tls.rules import Rules
-from ssa.tls.sessions import ClientChains, Proof, Resumption, lastMoment
+from ssa.tls.sessions import Proof, Resumption, lastMoment
 
 __all__ = ["CHANNEL_BINDING_SIZE", "ConnectionInfo", "PeerCheck", "keepStapled", "noteAlert", "noticeState", "peerCheckOf",
            "verifyPeer"]
@@ -147,7 +148,8 @@ class PeerCheck:
             if self.resumed:
                 self._resumeClient(connection)
             elif self.proved and self.clientChains is not None:
-                self.clientChains.keep(_chainSent(connection))
+                verified = connection.get_verified_chain(as_cryptography=True) or ()
+                self.clientChains.keep(verified, _chainSent(connection))
         if self.required and not self.proved:
             raise self.refusal or Cause.UNTRUSTED.error("the handshake ended without a check of the peer")
 
@@ -167,23 +169,27 @@ class PeerCheck:
         own = connection.get_peer_certificate(as_cryptography=True)
         if own is None:
             return
-        for certificate in self.chainOf(own):
+        known = self.clientChains.verified(own) if self.clientChains is not None else ()
+        for certificate in known or (own,):
             if lastMoment([certificate]) < 0:
                 self.required = True
                 self.refusal = Cause.EXPIRED.error(f"since the session began {describeCertificate(certificate)}")
                 return
         self.proved = True
 
-    def chainOf(self, own: x509.Certificate) -> tuple[x509.Certificate, ...]:
-        """Find the chain that came with a client's certificate when its session began; it alone if that is not known."""
-        return self.clientChains.find(own) if self.clientChains is not None else (own,)
+    def sentBefore(self, own: x509.Certificate) -> tuple[x509.Certificate, ...]:
+        """
+        Find what came with a client's certificate when its session began; it alone if that is not known.  Nothing of it but
+        the client's own certificate need have been verified.
+        """
+        return self.clientChains.sent(own) if self.clientChains is not None else (own,)
 
     def verifiedChain(self, connection: SSL.Connection) -> tuple[x509.Certificate, ...]:
         """
         Get the chain that the peer has proved its identity with, to a trusted certificate: in this handshake, or when the
         session began.
 
-        @return: empty if it proved nothing; of a client that has resumed a session, what it sent.
+        @return: empty if it proved nothing, or the chain of a client that has resumed a session is not known any more.
         """
         if not self.proved:
             return ()
@@ -192,7 +198,12 @@ class PeerCheck:
         if self.offered is not None:
             return self.offered.chain
         own = connection.get_peer_certificate(as_cryptography=True)
-        return self.chainOf(own) if own is not None else ()
+        if own is None or self.clientChains is None:
+            return ()
+        chain = self.clientChains.verified(own)
+        if not chain:
+            self.clientChains.isMissed = True
+        return chain
 
     def _refuse(self, certificate: crypto.X509, code: int, depth: int) -> None:
         self.proved = False
@@ -330,7 +341,7 @@ class ConnectionInfo:
         check = self._connection.get_app_data()
         if len(chain) == 1 and isinstance(check, PeerCheck) and check.resumed and self.accepted:
             # A ticket holds the client's own certificate only.
-            chain = check.chainOf(chain[0])
+            chain = check.sentBefore(chain[0])
         return chainPEM(chain)
 
     def resumed(self) -> bool:

@@ -23,17 +23,20 @@ from ssa.tls.certificates import (
     Credential,
     dnsNames,
 )
+from ssa.tls.clientchains import ClientChains
 from ssa.tls.connection import PeerCheck, noticeState, peerCheckOf, verifyPeer
 from ssa.tls.contexts import asOpenSSL, checkExtensions, newContext, onePerType, storeFor, trust, useCredentials
 from ssa.tls.identity import parseName
 from ssa.tls.policyfiles import serverCredentials
 from ssa.tls.rules import Rules
-from ssa.tls.sessions import ClientChains
 
 __all__ = ["KEY_LIFETIME", "ServerContexts", "serverConnection", "serverContexts"]
 
 KEY_LIFETIME = 3600.0
 """Seconds for which a server uses the same keys for its tickets, at least."""
+
+_MISSED_LIFETIME = 60.0
+"""Seconds for which the keys of tickets are used at least when the chain of a client with a ticket has been forgotten."""
 
 _MOST_NAMED = 64
 """
@@ -60,7 +63,8 @@ class ServerContexts:
     has.  Tickets hold the whole session (RFC 5077), and nothing is kept here; only where SessionTickets is off, OpenSSL
     keeps up to 20480 sessions for a listener.  OpenSSL never changes the keys of tickets: all contexts are made anew when
     they have served for L{KEY_LIFETIME}, or for as long as sessions may be resumed if that is longer.  Who has an older
-    ticket then does a full handshake, which every session needs from time to time (RFC 8446 section 4.6.1).
+    ticket then does a full handshake, which every session needs from time to time (RFC 8446 section 4.6.1).  The same helps a
+    client that comes with a ticket when its chain is needed and has been forgotten: it is refused once, not again and again.
 
     @ivar chains: what is served, each with the endpoint's own certificate first.
     @ivar staple: gives the OCSP answer to staple with a certificate, at once; empty for none.  C{None} staples nothing.
@@ -92,7 +96,7 @@ class ServerContexts:
         self._sessionContext = os.urandom(32)
         self.chains = tuple(credential.chain for credential in credentials)
         self.staple: Callable[[x509.Certificate], bytes] | None = None
-        self._clientChains = ClientChains(self._sessionContext)
+        self._clientChains = ClientChains(self._sessionContext, options.owner)
         self._authorities: list[crypto.X509] = []
         self._isCustom = False
         if self._authentication is not PeerAuthentication.NONE:
@@ -104,6 +108,7 @@ class ServerContexts:
     def _make(self) -> None:
         """Make all contexts."""
         self._since = self._clock()
+        self._clientChains.isMissed = False
         self._made: dict[tuple[bytes, ...], SSL.Context] = {}
         exact: dict[str, list[Credential]] = {}
         for credential in self._credentials:
@@ -122,7 +127,8 @@ class ServerContexts:
     @property
     def default(self) -> SSL.Context:
         """The context for new connections; its ticket keys are not old."""
-        if self._clock() - self._since >= max(KEY_LIFETIME, self._sessionSeconds):
+        age = self._clock() - self._since
+        if age >= max(KEY_LIFETIME, self._sessionSeconds) or (self._clientChains.isMissed and age >= _MISSED_LIFETIME):
             self._make()
         return self._default
 

@@ -21,20 +21,20 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from ssa.policy.profile import TLS_1_3, Profile
 from ssa.tls.identity import Identity
 
 __all__ = [
+    "LARGEST_PROOF",
+    "MOST_BYTES",
+    "MOST_BYTES_PER_OWNER",
     "MOST_SESSIONS",
     "MOST_SESSIONS_PER_OWNER",
-    "ClientChains",
     "Proof",
     "Resumption",
     "SessionCache",
@@ -42,15 +42,22 @@ __all__ = [
     "lastMoment",
 ]
 
-MOST_SESSIONS = 4096
-"""The most sessions of all users together; a session and its certificates have some 10 KiB."""
+MOST_SESSIONS = 2048
+"""The most sessions of all users together.  A server decides how long a ticket is, up to 64 KiB (RFC 8446 section 4.6.1)."""
 
-MOST_SESSIONS_PER_OWNER = 1024
+MOST_SESSIONS_PER_OWNER = 512
 """The most sessions of one user other than root."""
 
+MOST_BYTES = 32 * 1024 * 1024
+"""The most bytes of certificates in the sessions of all users together."""
+
+MOST_BYTES_PER_OWNER = 8 * 1024 * 1024
+"""The most bytes of certificates in the sessions of one user other than root."""
+
+LARGEST_PROOF = 65536
+"""The most bytes of certificates in one session; of a server that sends more none is kept."""
+
 _MOST_PER_KEY = 4
-_MOST_CHAINS = 1024
-_LARGEST_CHAIN = 16384
 _ROOT = 0
 
 
@@ -85,12 +92,14 @@ class Proof:
     @ivar chain: with these certificates, from its own to a trusted one.
     @ivar since: when, by the cache's clock.
     @ivar until: when the first of the certificates ends, by the same clock.
+    @ivar size: the bytes of all certificates that the session holds: these, and in OpenSSL those that the peer has sent.
     """
 
     identity: Identity
     chain: tuple[x509.Certificate, ...]
     since: float
     until: float
+    size: int = 0
 
 
 def lastMoment(chain: Sequence[x509.Certificate]) -> float:
@@ -116,7 +125,7 @@ class _Kept:
 
 class SessionCache:
     """
-    The sessions of all clients of the daemon, bounded for all and for each user.
+    The sessions of all clients of the daemon, bounded by number and by size, for all and for each user.
 
     Who has the most loses one when all are too many: a user's own connections decide about a user's sessions.
     """
@@ -126,6 +135,8 @@ class SessionCache:
         clock: Callable[[], float],
         most: int = MOST_SESSIONS,
         mostPerOwner: int = MOST_SESSIONS_PER_OWNER,
+        mostBytes: int = MOST_BYTES,
+        mostBytesPerOwner: int = MOST_BYTES_PER_OWNER,
     ) -> None:
         """
         @param clock: tells the time in seconds.
@@ -133,9 +144,12 @@ class SessionCache:
         self.clock = clock
         self._most = most
         self._mostPerOwner = mostPerOwner
+        self._mostBytes = mostBytes
+        self._mostBytesPerOwner = mostBytesPerOwner
         self._owners: dict[int, OrderedDict[SessionKey, list[_Kept]]] = {}
         self._byTrust: dict[tuple[object, ...], set[SessionKey]] = {}
         self._counts: Counter[int] = Counter()
+        self._bytes: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return sum(self._counts.values())
@@ -156,8 +170,7 @@ class SessionCache:
             newest = kept[-1]
             good = newest.context is context and now < newest.expires
             if newest.once or not good:
-                kept.pop()
-                self._counts[key.owner] -= 1
+                self._uncount(key.owner, kept.pop())
                 if not kept:
                     self._remove(key)
             if good:
@@ -175,7 +188,7 @@ class SessionCache:
         @param expires: until when it may be resumed, by the cache's clock.
         @param once: whether it may be used only one time.
         """
-        if expires <= self.clock():
+        if expires <= self.clock() or proof.size > LARGEST_PROOF:
             return
         mine = self._owners.setdefault(key.owner, OrderedDict())
         kept = mine.get(key)
@@ -183,24 +196,27 @@ class SessionCache:
             kept = mine[key] = []
             self._byTrust.setdefault(key.trust, set()).add(key)
         if not once:
-            self._counts[key.owner] -= len(kept)
+            self._uncount(key.owner, *kept)
             kept.clear()
         kept.append(_Kept(session, context, proof, once, expires))
         self._counts[key.owner] += 1
+        self._bytes[key.owner] += proof.size
         mine.move_to_end(key)
         if len(kept) > _MOST_PER_KEY:
-            kept.pop(0)
-            self._counts[key.owner] -= 1
-        while key.owner != _ROOT and self._counts[key.owner] > self._mostPerOwner:
+            self._uncount(key.owner, kept.pop(0))
+        while key.owner != _ROOT and (
+            self._counts[key.owner] > self._mostPerOwner or self._bytes[key.owner] > self._mostBytesPerOwner
+        ):
             self._dropOldest(key.owner)
-        while len(self) > self._most:
-            self._dropOldest(max(self._counts, key=lambda owner: self._counts[owner]))
+        for amounts, most in ((self._counts, self._most), (self._bytes, self._mostBytes)):
+            while sum(amounts.values()) > most:
+                self._dropOldest(max(amounts, key=amounts.__getitem__))
 
     def forget(self, key: SessionKey) -> None:
         """Drop all sessions of a key: one of them was refused."""
         kept = self._find(key)
         if kept is not None:
-            self._counts[key.owner] -= len(kept)
+            self._uncount(key.owner, *kept)
             self._remove(key)
 
     def forgetAll(self) -> None:
@@ -208,6 +224,7 @@ class SessionCache:
         self._owners.clear()
         self._byTrust.clear()
         self._counts.clear()
+        self._bytes.clear()
 
     def forgetTrust(self, trust: tuple[object, ...]) -> None:
         """Drop all sessions of a context that is no longer kept: no other connection will have it."""
@@ -216,10 +233,13 @@ class SessionCache:
 
     def _dropOldest(self, owner: int) -> None:
         key, kept = next(iter(self._owners[owner].items()))
-        kept.pop(0)
-        self._counts[owner] -= 1
+        self._uncount(owner, kept.pop(0))
         if not kept:
             self._remove(key)
+
+    def _uncount(self, owner: int, *gone: _Kept) -> None:
+        self._counts[owner] -= len(gone)
+        self._bytes[owner] -= sum(each.proof.size for each in gone)
 
     def _remove(self, key: SessionKey) -> None:
         """Drop a key that has no sessions any more."""
@@ -227,7 +247,7 @@ class SessionCache:
         del mine[key]
         if not mine:
             del self._owners[key.owner]
-            del self._counts[key.owner]
+            del self._counts[key.owner], self._bytes[key.owner]
         same = self._byTrust[key.trust]
         same.discard(key)
         if not same:
@@ -287,8 +307,10 @@ class Resumption:
             if not chain:
                 return
             now = self._cache.clock()
+            held = [*(connection.get_verified_chain() or ()), *(connection.get_peer_cert_chain() or ())]
+            size = sum(len(crypto.dump_certificate(crypto.FILETYPE_ASN1, each)) for each in held)
             try:
-                self._proof = Proof(self._key.identity, chain, now, now + lastMoment(chain))
+                self._proof = Proof(self._key.identity, chain, now, now + lastMoment(chain), size)
             except ValueError:  # dates that OpenSSL could read and the library cannot: no session then
                 return
         self._mark = _mark(connection)
@@ -316,37 +338,6 @@ class Resumption:
         if session is not None and proof is not None:
             expires = min(proof.since + self._seconds, proof.until)
             self._cache.store(self._key, session, connection.get_context(), proof, expires, once)
-
-
-class ClientChains:
-    """
-    The chains of one listener's clients, for when their sessions are resumed: a ticket holds no more than the client's own
-    certificate.
-
-    Those of all listeners are bounded by number and size; of one that is forgotten the client's own certificate remains.
-    """
-
-    _chains: ClassVar[OrderedDict[tuple[bytes, bytes], tuple[x509.Certificate, ...]]] = OrderedDict()
-
-    def __init__(self, listener: bytes) -> None:
-        """
-        @param listener: tells the listeners apart.
-        """
-        self._listener = listener
-
-    def keep(self, chain: Sequence[x509.Certificate]) -> None:
-        """Keep a chain, the client's own certificate first."""
-        if len(chain) < 2 or sum(len(each.public_bytes(Encoding.DER)) for each in chain) > _LARGEST_CHAIN:
-            return
-        key = self._listener, chain[0].fingerprint(hashes.SHA256())
-        self._chains[key] = tuple(chain)
-        self._chains.move_to_end(key)
-        if len(self._chains) > _MOST_CHAINS:
-            self._chains.popitem(last=False)
-
-    def find(self, own: x509.Certificate) -> tuple[x509.Certificate, ...]:
-        """Find the chain of a client's certificate; it alone if there is none."""
-        return self._chains.get((self._listener, own.fingerprint(hashes.SHA256())), (own,))
 
 
 def _mark(connection: SSL.Connection) -> bytes:
