@@ -37,6 +37,7 @@ from ssa.protocol.messages import (
 )
 from ssa.sockets import Services, TLSSocket
 from ssa.states import Stage
+from ssa.throttle import notLogged
 
 
 @implementer(IEventReceiver)
@@ -307,7 +308,15 @@ class Dispatcher:
         """Any failure becomes an errno; one that is no L{SSAError} is a bug, and EIO."""
         if isinstance(failure.value, SSAError):
             return self._refuse(event, failure.value)
-        self.log.failure("event {event} of socket {id} failed", failure, event=event.command.name, id=event.id)
+        suppressed = self._services.failures.allow()
+        if suppressed is not None:
+            self.log.failure(
+                "event {event} of socket {id} failed{more}",
+                failure,
+                event=event.command.name,
+                id=event.id,
+                more=notLogged(suppressed),
+            )
         return self._refuse(event, Cause.INTERNAL.error(event.command.name))
 
     def _refuse(self, event: Event, error: SSAError) -> Answer:

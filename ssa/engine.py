@@ -111,7 +111,7 @@ class TLSFactories:
         def trusted() -> Sequence[x509.Certificate]:
             return storeOf(profile).certificates()
 
-        held = [staples.hold(chain, trusted, not options.chains) for chain in contexts.chains]
+        held = [staples.hold(chain, trusted, not options.chains, options.owner) for chain in contexts.chains]
         contexts.staple = lambda certificate: staples.current(certificate.fingerprint(hashes.SHA256()))
 
         def release() -> None:

@@ -28,7 +28,7 @@ from ssa.errors import SSAError
 from ssa.factories import Secured, TLSFactory
 from ssa.liveoptions import neverWaitInClose
 from ssa.logs import PROGRAM
-from ssa.throttle import Throttle
+from ssa.throttle import Throttle, notLogged
 
 ACCEPTS_PER_WAKEUP = 16
 """How many connections are accepted before other descriptors have their turn."""
@@ -104,6 +104,7 @@ class Listener:
         maxForProgram: int,
         maxInFlight: int,
         describe: Callable[[], dict[str, object]],
+        failures: Throttle,
     ) -> None:
         """
         @param sock: non-blocking and listening; owned by this object.
@@ -114,6 +115,7 @@ class Listener:
         @param maxForProgram: how many handshakes it may have in flight.
         @param maxInFlight: the bound of L{inFlight}.
         @param describe: who listens where, for the log.
+        @param failures: bounds the tracebacks of all listeners.
         """
         self._reactor = reactor
         self._clock = clock
@@ -126,6 +128,7 @@ class Listener:
         self._maxInFlight = maxInFlight
         self._describe = describe
         self._throttle = Throttle(clock)
+        self._failures = failures
         self._serving: set[Deferred[None]] = set()
         self._handshakes: set[Deferred[Secured]] = set()
         self._pause = 0.0
@@ -290,7 +293,9 @@ class Listener:
         self._serving.discard(serving)
         self.inFlight -= 1
         if isinstance(result, Failure) and not isinstance(result.value, CancelledError):
-            self.log.failure("an accepted connection failed in the daemon", result)
+            suppressed = self._failures.allow()
+            if suppressed is not None:
+                self.log.failure("an accepted connection failed in the daemon{more}", result, more=notLogged(suppressed))
         if self._timer is None:
             self._resume()
 

@@ -38,7 +38,7 @@ from ssa.realsocket import adoptRealSocket, keepUntilTaken
 from ssa.resolve import Resolver
 from ssa.serving import CurrentServer
 from ssa.states import Life, Stage, newLife
-from ssa.throttle import Throttle
+from ssa.throttle import Throttle, notLogged
 from ssa.tls.identity import Identity, parseIdentity
 
 _PHASES = {
@@ -66,6 +66,7 @@ class Services:
     @ivar admission: bounds the handshakes in flight.
     @ivar factories: builds the TLS of a socket.
     @ivar throttle: bounds the log lines on failed calls.
+    @ivar failures: bounds the tracebacks of what fails in the daemon: who has found out how, can repeat it at will.
     @ivar lastID: the last TLS_ID given out.
     @ivar options: the options of every socket that has not been closed, by TLS_ID: for TLS_CONTEXT.
     """
@@ -77,11 +78,13 @@ class Services:
     admission: Admission
     factories: MakesFactories
     throttle: Throttle = field(init=False)
+    failures: Throttle = field(init=False)
     lastID: int = 0
     options: dict[int, SocketOptions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.throttle = Throttle(self.clock, burst=100, interval=0.5)
+        self.failures = Throttle(self.clock)
 
     def nextID(self) -> int:
         """A TLS_ID: never the same twice while the daemon lives."""
@@ -408,8 +411,11 @@ class TLSSocket:
         elif isinstance(failure.value, SSAError):
             error = failure.value
         else:
-            fields: dict[str, Any] = self.describe()
-            self.log.failure("{what} failed in the daemon; " + PROGRAM, failure, what=what, **fields)
+            suppressed = self._services.failures.allow()
+            if suppressed is not None:
+                fields: dict[str, Any] = self.describe()
+                more = notLogged(suppressed)
+                self.log.failure("{what} failed in the daemon{more}; " + PROGRAM, failure, what=what, more=more, **fields)
             error = Cause.INTERNAL.error(what)
         if self.stage.isPending:
             self._life.fail()
@@ -570,6 +576,7 @@ class TLSSocket:
             limits.maxHandshakesPerProgram,
             min(limits.maxAcceptQueue, limits.maxHandshakesPerProgram),
             self.describe,
+            services.failures,
         )
         self._life.opened()
         self._listener.start()

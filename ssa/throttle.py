@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorTime
 
+__all__ = ["Throttle", "notLogged"]
+
 
 class Throttle:
     """
@@ -41,3 +43,8 @@ class Throttle:
         self._tokens -= 1
         suppressed, self.suppressed = self.suppressed, 0
         return suppressed
+
+
+def notLogged(suppressed: int) -> str:
+    """Say how many lines were left out before one that is written; "" if none was."""
+    return f" ({suppressed} more were not logged)" if suppressed else ""

@@ -3,7 +3,8 @@
 Whether a peer's certificates are revoked: the sources in the order of their cost, and what follows when none of them knows.
 
 First what the peer has stapled, then the cache, then OCSP responders and revocation lists at the same time; the first
-definite answer decides, and "revoked" of any source ends the check.  Where no answer is required, nothing is asked; a stapled
+definite answer decides, and "revoked" of any source ends the check.  A peer chooses what it staples, and may choose an old
+answer: "good" counts only if the cache does not know better.  Where no answer is required, nothing is asked; a stapled
 "revoked", and a certificate that demands a stapled answer, count all the same.
 """
 
@@ -16,7 +17,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from cryptography import x509
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, FirstError
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredLock, FirstError
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -25,7 +26,7 @@ from twisted.python.threadpool import ThreadPool
 from ssa.errors import Cause
 from ssa.revocation.cache import Cache, Directory, Entry, Key
 from ssa.revocation.crl import LARGEST_LIST, RevocationList, readList
-from ssa.revocation.fetch import Fetcher, Reach
+from ssa.revocation.fetch import UNKNOWN_OWNER, Fetcher, Reach
 from ssa.revocation.inflight import InFlight, firstDefinite
 from ssa.revocation.ocsp import LARGEST_ANSWER, makeQuestion, questionURL, verifyAnswer
 from ssa.revocation.verdict import (
@@ -36,6 +37,7 @@ from ssa.revocation.verdict import (
     NotTaken,
     Status,
     Subject,
+    isSelfSigned,
     mustStaple,
     noDefiniteAnswer,
     revoked,
@@ -66,6 +68,7 @@ class Rules:
     @ivar reach: where questions may go.
     @ivar couldStaple: whether the peer was asked for a stapled answer: not by servers, and not in a resumed session.
     @ivar rule: who asks for a definite answer, for a person.
+    @ivar owner: the user whose program it is; the fetches of each are bounded.
     """
 
     required: bool
@@ -74,6 +77,7 @@ class Rules:
     reach: Reach = Reach.ANY
     couldStaple: bool = True
     rule: str = "RevocationChecks"
+    owner: int = UNKNOWN_OWNER
 
 
 class Revocation:
@@ -113,6 +117,7 @@ class Revocation:
         self._now = now
         self._answers: InFlight[bytes] = InFlight()
         self._lists: InFlight[RevocationList] = InFlight()
+        self._writing = DeferredLock()
 
     async def check(self, chain: Sequence[x509.Certificate], stapled: bytes, rules: Rules) -> None:
         """
@@ -131,9 +136,17 @@ class Revocation:
     async def _check(self, chain: Sequence[x509.Certificate], stapled: bytes, rules: Rules) -> None:
         subjects = [Subject(certificate, issuer) for certificate, issuer in pairwise(chain)]
         leaf = subjects[0] if subjects else Subject(chain[0], chain[0])
-        leaf.answer = self._judgeStapled(leaf, stapled, rules)
+        answer = self._judgeStapled(leaf, stapled, rules)
         if not rules.required:
             return
+        if not subjects and not isSelfSigned(leaf.certificate):
+            # Otherwise a program that trusts the peer's own certificate would escape the checks.
+            leaf.said.append("it is trusted itself, and its issuer, who can tell, is not known")
+            raise noDefiniteAnswer(leaf, f"{rules.rule} asks for a definite answer")
+        if answer is not None and "cached" in rules.sources:
+            leaf.stapled = stapled, answer
+        else:
+            leaf.answer = answer
         unanswered = [subject for subject in subjects if subject.answer is None]
         if unanswered:
             await self._within(unanswered, rules)
@@ -156,11 +169,7 @@ class Revocation:
             raise revoked(leaf, answer, "the stapled OCSP answer")
         if answer is None and rules.couldStaple and mustStaple(leaf.certificate):
             raise noDefiniteAnswer(leaf, _DEMANDED)
-        if answer is None or "stapled" not in rules.sources:
-            return None
-        if rules.required and "cached" in rules.sources:
-            self._keep(_answerKey(leaf), stapled, answer.until)
-        return answer
+        return answer if "stapled" in rules.sources else None
 
     async def _within(self, subjects: Sequence[Subject], rules: Rules) -> None:
         """Find the answers within the time."""
@@ -203,12 +212,15 @@ class Revocation:
         @raise SSAError: EKEYREVOKED.
         """
         answer = await self.cached(subject) if "cached" in rules.sources else None
+        if subject.stapled is not None:
+            data, answer = subject.stapled
+            await self._keepAnswer(subject, data, answer)
         if answer is None:
             asked: list[Deferred[Answer | None]] = []
             if "ocsp" in rules.sources:
-                asked.append(Deferred.fromCoroutine(self._askResponders(subject, rules.reach)))
+                asked.append(Deferred.fromCoroutine(self._askResponders(subject, rules)))
             if "crl" in rules.sources:
-                asked.append(Deferred.fromCoroutine(self._askLists(subject, rules.reach)))
+                asked.append(Deferred.fromCoroutine(self._askLists(subject, rules)))
             answer = await firstDefinite(asked)
             if answer is None:
                 raise noDefiniteAnswer(subject, f"{rules.rule} asks for a definite answer")
@@ -220,19 +232,21 @@ class Revocation:
         """
         Look for an answer that is kept.
 
-        @raise SSAError: EKEYREVOKED.
+        @raise SSAError: EKEYREVOKED; not by an OCSP answer if a later one was stapled.
         """
         found: Answer | None = None
         keys = [_answerKey(subject), *(_listKey(subject, url) for url in subject.lists()[:MOST_URLS])]
         for key in keys:
             entry = await self._find(key)
-            if entry is None:
+            if entry is None or (subject.stapled is not None and entry.data == subject.stapled[0]):
                 continue
             try:
                 answer = await self._takeOut(key, entry, subject)
             except NoAnswer as error:
+                # It stays: a program may have made this issuer's certificate, with a name and a key that are not its own.
                 subject.said.append(f"cached: {error}")
-                self.cache.remove(key)
+                continue
+            if key.kind == "ocsp" and subject.stapled is not None and subject.stapled[1].overrules(answer):
                 continue
             self._refuseRevoked(subject, answer, f"the cached answer ({key.kind.upper()})")
             found = found or answer
@@ -250,13 +264,13 @@ class Revocation:
     async def _lookUp(self, parsed: RevocationList, size: int, subject: Subject) -> Answer:
         return await self._perhapsInThread(size, parsed.answer, subject, self._now())
 
-    async def _askResponders(self, subject: Subject, reach: Reach) -> Answer | None:
+    async def _askResponders(self, subject: Subject, rules: Rules) -> Answer | None:
         urls = subject.responders()[:MOST_URLS]
         if not urls:
             subject.said.append("OCSP: the certificate names no responder")
         for url in urls:
             try:
-                answer = await self.ask(subject, url, reach)
+                answer, _ = await self.fetchAnswer(subject, url, rules.reach, rules.owner)
             except NoAnswer as error:
                 subject.said.append(f"OCSP {url}: {error}")
                 continue
@@ -267,26 +281,23 @@ class Revocation:
             return answer
         return None
 
-    async def ask(self, subject: Subject, url: str, reach: Reach) -> Answer:
-        """
-        Ask a responder; its answer is kept.
-
-        @raise NoAnswer: it gives no definite answer.
-        """
-        return (await self.fetchAnswer(subject, url, reach))[0]
-
-    async def fetchAnswer(self, subject: Subject, url: str, reach: Reach) -> tuple[Answer, bytes]:
+    async def fetchAnswer(
+        self, subject: Subject, url: str, reach: Reach, owner: int = UNKNOWN_OWNER
+    ) -> tuple[Answer, bytes]:
         """
         Ask a responder for an answer that can be stapled; it is kept.
 
+        Only questions of one user are joined: nobody waits in another one's queue.
+
+        @param owner: see L{Rules.owner}.
         @return: what it says, and the answer itself.
         @raise NoAnswer: it gives no definite answer.
         """
 
         def begin() -> Deferred[bytes]:
-            return Deferred.fromCoroutine(self._fetchAnswer(subject, url, reach))
+            return Deferred.fromCoroutine(self._fetchAnswer(subject, url, reach, owner))
 
-        data = await self._answers.join((_answerKey(subject), url, reach), begin)
+        data = await self._answers.join((_answerKey(subject), url, reach, owner), begin)
         return verifyAnswer(data, subject, self._now()), data
 
     async def keptAnswer(self, subject: Subject) -> tuple[bytes, float] | None:
@@ -304,28 +315,28 @@ class Revocation:
             return None
         return (entry.data, answer.until) if answer.status is Status.GOOD else None
 
-    async def _fetchAnswer(self, subject: Subject, url: str, reach: Reach) -> bytes:
+    async def _fetchAnswer(self, subject: Subject, url: str, reach: Reach, owner: int) -> bytes:
         question = makeQuestion(subject)
         short = questionURL(url, question)
         try:
             if not short:
                 raise NotTaken("the question is too long for GET")
-            data = await self._fetcher.fetch(short, LARGEST_ANSWER, None, reach)
+            data = await self._fetcher.fetch(short, LARGEST_ANSWER, None, reach, owner)
             answer = verifyAnswer(data, subject, self._now())
         except NotTaken as error:
             self.log.debug("{url}: {error}; asking by POST", url=url, error=error)
-            data = await self._fetcher.fetch(url, LARGEST_ANSWER, question, reach)
+            data = await self._fetcher.fetch(url, LARGEST_ANSWER, question, reach, owner)
             answer = verifyAnswer(data, subject, self._now())
-        self._keep(_answerKey(subject), data, answer.until)
+        await self._keepAnswer(subject, data, answer)
         return data
 
-    async def _askLists(self, subject: Subject, reach: Reach) -> Answer | None:
+    async def _askLists(self, subject: Subject, rules: Rules) -> Answer | None:
         urls = subject.lists()[:MOST_URLS]
         if not urls:
             subject.said.append("CRL: the certificate names no list")
         for url in urls:
             try:
-                answer = await self._askList(subject, url, reach)
+                answer = await self._askList(subject, url, rules)
             except NoAnswer as error:
                 subject.said.append(f"CRL {url}: {error}")
                 continue
@@ -336,19 +347,19 @@ class Revocation:
             return answer
         return None
 
-    async def _askList(self, subject: Subject, url: str, reach: Reach) -> Answer:
+    async def _askList(self, subject: Subject, url: str, rules: Rules) -> Answer:
         key = _listKey(subject, url)
 
         def begin() -> Deferred[RevocationList]:
-            return Deferred.fromCoroutine(self._fetchList(subject, url, reach))
+            return Deferred.fromCoroutine(self._fetchList(subject, url, rules))
 
-        parsed = await self._lists.join((key, reach), begin)
+        parsed = await self._lists.join((key, rules.reach, rules.owner), begin)
         return await self._lookUp(parsed, parsed.size, subject)
 
-    async def _fetchList(self, subject: Subject, url: str, reach: Reach) -> RevocationList:
-        data = await self._fetcher.fetch(url, LARGEST_LIST, None, reach)
+    async def _fetchList(self, subject: Subject, url: str, rules: Rules) -> RevocationList:
+        data = await self._fetcher.fetch(url, LARGEST_LIST, None, rules.reach, rules.owner)
         parsed = await self._perhapsInThread(len(data), readList, data, subject)
-        self._keep(_listKey(subject, url), data, parsed.until(self._now()), parsed)
+        await self._keepList(subject, url, data, parsed)
         return parsed
 
     @staticmethod
@@ -362,19 +373,52 @@ class Revocation:
         entry = self.cache.get(key)
         if entry is None and self._directory is not None:
             largest = LARGEST_ANSWER if key.kind == "ocsp" else LARGEST_LIST
-            entry = await deferToThreadPool(self._reactor, self._pool, self._directory.read, key, largest)
-            if entry is not None:
+            read = await deferToThreadPool(self._reactor, self._pool, self._directory.read, key, largest)
+            entry = self.cache.get(key)  # perhaps something has come meanwhile
+            if entry is None and read is not None:
+                entry = read
                 self.cache.put(key, entry)
         return entry
 
+    async def _keepAnswer(self, subject: Subject, data: bytes, answer: Answer) -> None:
+        """Keep an OCSP answer, unless a later one is known."""
+        key = _answerKey(subject)
+        known = await self._find(key)
+        if known is not None:
+            try:
+                if known.data == data or not answer.overrules(verifyAnswer(known.data, subject, self._now())):
+                    return
+            except NoAnswer as error:
+                self.log.debug("a kept answer is of no use: {error}", error=error)
+        self._keep(key, data, answer.until)
+
+    async def _keepList(self, subject: Subject, url: str, data: bytes, parsed: RevocationList) -> None:
+        """Keep a list, unless a later one is known."""
+        key = _listKey(subject, url)
+        known = await self._find(key)
+        checked: Entry | None = None
+        while known is not None and known is not checked:
+            if known.data == data:
+                return
+            checked = known
+            try:
+                await self._takeOut(key, known, subject)
+                if known.parsed.begin > parsed.begin:
+                    return
+            except NoAnswer as error:
+                self.log.debug("a kept list is of no use: {error}", error=error)
+            known = self.cache.get(key)  # another one, if that took time
+        self._keep(key, data, parsed.until(self._now()), parsed)
+
     def _keep(self, key: Key, data: bytes, until: float, parsed: RevocationList | None = None) -> None:
-        known = self.cache.get(key)
-        if known is not None and known.data == data:
-            return
         self.cache.put(key, Entry(data, min(until, self._now() + LONGEST_LIFE), parsed))
         if self._directory is not None:
-            written = deferToThreadPool(self._reactor, self._pool, self._directory.write, key, data, until)
+            # One after the other: of two answers to one question the later one must be what remains.
+            written = self._writing.run(self._write, self._directory, key, data, until)
             written.addErrback(lambda failure: self.log.failure("an answer was not written", failure))
+
+    def _write(self, directory: Directory, key: Key, data: bytes, until: float) -> Deferred[None]:
+        return deferToThreadPool(self._reactor, self._pool, directory.write, key, data, until)
 
     async def _perhapsInThread(self, size: int, work: Callable[..., T], *arguments: Any) -> T:
         """Do work on a list: at once if it is small, else in a thread, so that nobody else waits."""

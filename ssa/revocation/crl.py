@@ -170,6 +170,11 @@ class RevocationList:
         self._layout = layout
         self._parsed = parsed
 
+    @property
+    def begin(self) -> float:
+        """Its thisUpdate."""
+        return self._parsed.last_update_utc.timestamp()
+
     def until(self, now: float) -> float:
         """
         Say until when the list counts.
@@ -177,7 +182,7 @@ class RevocationList:
         @raise NoAnswer: it does not count yet, or not any more.
         """
         end = self._parsed.next_update_utc
-        return checkTimes(self._parsed.last_update_utc.timestamp(), end.timestamp() if end is not None else None, now)
+        return checkTimes(self.begin, end.timestamp() if end is not None else None, now)
 
     def answer(self, subject: Subject, now: float) -> Answer:
         """
@@ -193,8 +198,8 @@ class RevocationList:
             _checkScope(self._parsed, subject)
             entry = self._layout.find(serial)
             if not entry:
-                return Answer(Status.GOOD, until)
-            return Answer(Status.REVOKED, until, _detail(self._layout.parsed(entry), serial))
+                return Answer(Status.GOOD, until, "", self.begin)
+            return Answer(Status.REVOKED, until, _detail(self._layout.parsed(entry), serial), self.begin)
         except MALFORMED as error:
             raise NoAnswer(f"it is malformed: {error}") from None
 

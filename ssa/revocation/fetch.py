@@ -4,7 +4,8 @@ Answers over HTTP, within bounds.
 
 The URLs come from certificates whose chain has been verified, so they are the authority's.  An authority that the
 administrator trusts may be anywhere.  One that a program brought itself may not send the daemon, which has a network where
-the program perhaps has none, to the machine itself or to the network around it: L{Reach.PUBLIC}.
+the program perhaps has none, to the machine itself or to the network around it: L{Reach.PUBLIC}.  Neither may a redirect to
+another host: plain HTTP is not protected, and whoever is in between can send one.
 
 The sockets are ordinary TCP sockets of the daemon's; nothing here passes through SSA.
 """
@@ -19,7 +20,7 @@ from enum import Enum
 from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
@@ -27,18 +28,19 @@ from twisted.python.threadpool import ThreadPool
 from ssa.api import InternetAddress
 from ssa.errors import Cause, SSAError, oneLine
 from ssa.resolve import Resolver
+from ssa.revocation.turns import Turns
 from ssa.revocation.verdict import NoAnswer, NotTaken
 
-__all__ = ["FETCH_TIME", "MOST_AT_ONE_TIME", "MOST_REDIRECTS", "MOST_WAITING", "Fetcher", "Place", "Reach", "Reply"]
+__all__ = ["DAEMON", "FETCH_TIME", "MOST_REDIRECTS", "UNKNOWN_OWNER", "Fetcher", "Place", "Reach", "Reply"]
 
 FETCH_TIME = 15.0
 """Seconds that one fetch may take with all its redirects, whoever waits for it."""
 
-MOST_AT_ONE_TIME = 16
-"""How many fetches are in progress at one time."""
+UNKNOWN_OWNER = -1
+"""The owner of fetches for sockets whose user is not known."""
 
-MOST_WAITING = 256
-"""How many more wait for their turn."""
+DAEMON = -2
+"""The owner of the daemon's own fetches, about the administrator's certificates."""
 
 MOST_REDIRECTS = 3
 """How many redirects are followed (RFC 9110 section 15.4)."""
@@ -57,6 +59,14 @@ class Reach(Enum):
 
     ANY = "any"
     PUBLIC = "public"
+
+
+BOUNDS = {Reach.ANY: (12, 8, 192, 64), Reach.PUBLIC: (4, 2, 64, 16)}
+"""
+How many fetches are in progress at one time, how many of these for one user; how many more wait for their turn, how many of
+these for one user.  Whoever brings an authority can let it name a server that never answers: such fetches have turns of
+their own.
+"""
 
 
 @dataclass(frozen=True)
@@ -161,20 +171,28 @@ class Fetcher:
         self._resolver = resolver
         self._pool = pool
         self._client = client
-        self._turns = DeferredSemaphore(MOST_AT_ONE_TIME)
+        self._turns = {reach: Turns(*bounds) for reach, bounds in BOUNDS.items()}
         self.fetches = 0
 
-    def fetch(self, url: str, most: int, body: bytes | None = None, reach: Reach = Reach.ANY) -> Deferred[bytes]:
+    def fetch(
+        self,
+        url: str,
+        most: int,
+        body: bytes | None = None,
+        reach: Reach = Reach.ANY,
+        owner: int = UNKNOWN_OWNER,
+    ) -> Deferred[bytes]:
         """
         Get what is at a URL.
 
         @param most: the most bytes.
         @param body: what is posted; C{None} for a GET request.
         @param reach: which addresses may be asked.
+        @param owner: the user whose program needs it.
         @return: fails with L{NoAnswer}; may be cancelled.
         """
         late: list[bool] = []
-        work = Deferred.fromCoroutine(self._fetch(url, most, body, reach))
+        work = Deferred.fromCoroutine(self._fetch(url, most, body, reach, owner))
 
         def expire() -> None:
             late.append(True)
@@ -191,11 +209,10 @@ class Fetcher:
 
         return work.addBoth(ended)
 
-    async def _fetch(self, url: str, most: int, body: bytes | None, reach: Reach) -> bytes:
+    async def _fetch(self, url: str, most: int, body: bytes | None, reach: Reach, owner: int) -> bytes:
         place = parsePlace(url, reach)
-        if len(self._turns.waiting) >= MOST_WAITING:
-            raise NoAnswer("too many fetches are waiting")
-        await self._turns.acquire()
+        turns = self._turns[reach]
+        await turns.take(owner)
         try:
             return await self._follow(place, most, body)
         except (NoAnswer, CancelledError):
@@ -203,10 +220,11 @@ class Fetcher:
         except SSAError as error:
             raise NoAnswer(error.reason) from None
         finally:
-            self._turns.release()
+            turns.release(owner)
 
     async def _follow(self, place: Place, most: int, body: bytes | None) -> bytes:
         client = await self._loaded()
+        first = place
         for _ in range(MOST_REDIRECTS + 1):
             self.fetches += 1
             reply = await client.request(place, body, most)
@@ -214,7 +232,10 @@ class Fetcher:
                 return reply.body
             if reply.status not in _REDIRECTS or not reply.location or body is not None:
                 raise NotTaken(f"the server answers with status {reply.status}")
-            place = parsePlace(urljoin(place.url, oneLine(reply.location)), place.reach)
+            target = urljoin(place.url, oneLine(reply.location))
+            place = parsePlace(target, first.reach)
+            if place.host != first.host:
+                place = parsePlace(target, Reach.PUBLIC)
         raise NoAnswer(f"there are more than {MOST_REDIRECTS} redirects")
 
     async def _loaded(self) -> Client:
@@ -235,6 +256,6 @@ def admitted(place: Place, addresses: Sequence[InternetAddress]) -> list[Interne
     found = [address for address in addresses if place.admits(address)]
     if not found:
         raise Cause.POLICY.error(
-            f"{place.host} is not on the public network, where a program's own authority may not send the daemon"
+            f"{place.host} is not on the public network, the only one where a program's authority or a redirect may lead"
         )
     return found

@@ -120,16 +120,17 @@ def _isAbout(single: ocsp.OCSPSingleResponse, subject: Subject) -> bool:
 
 def _read(single: ocsp.OCSPSingleResponse, now: float) -> Answer:
     end = single.next_update_utc
-    until = checkTimes(single.this_update_utc.timestamp(), end.timestamp() if end is not None else None, now)
+    begin = single.this_update_utc.timestamp()
+    until = checkTimes(begin, end.timestamp() if end is not None else None, now)
     if single.certificate_status is ocsp.OCSPCertStatus.UNKNOWN:
         raise NoAnswer("the responder does not know the certificate")
     if single.certificate_status is ocsp.OCSPCertStatus.GOOD:
-        return Answer(Status.GOOD, until)
+        return Answer(Status.GOOD, until, "", begin)
     when, reason = single.revocation_time_utc, single.revocation_reason
     detail = f"it was revoked on {when:%Y-%m-%d %H:%M:%S} UTC" if when is not None else "it was revoked"
     if reason is not None:
         detail += f" ({reason.value})"
-    return Answer(Status.REVOKED, until, detail)
+    return Answer(Status.REVOKED, until, detail, begin)
 
 
 def _verifySigner(response: ocsp.OCSPResponse, subject: Subject, now: float) -> None:

@@ -68,6 +68,7 @@ class PeerJudge:
             Reach.PUBLIC if self._options.trusted else Reach.ANY,
             not self._isServer and not check.resumed,
             self._rule(),
+            self._options.owner,
         )
         try:
             await self._revocation.check(chain, check.stapled, rules)

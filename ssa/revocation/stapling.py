@@ -21,8 +21,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ssa.revocation.check import MOST_URLS, Revocation
-from ssa.revocation.fetch import Reach
+from ssa.revocation.fetch import DAEMON, UNKNOWN_OWNER, Reach
 from ssa.revocation.verdict import MALFORMED, NoAnswer, Status, Subject
+from ssa.throttle import Throttle, notLogged
 from ssa.tls.certificates import describeCertificate
 
 __all__ = ["LONGEST_PAUSE", "SHORTEST_PAUSE", "Staple", "Staples", "subjectOf"]
@@ -91,6 +92,8 @@ class Staple:
         revocation: Revocation,
         subject: Subject,
         reach: Reach,
+        owner: int,
+        throttle: Throttle,
         now: Callable[[], float],
         uniform: Callable[[float, float], float],
     ) -> None:
@@ -99,6 +102,8 @@ class Staple:
         self._revocation = revocation
         self._subject = subject
         self._reach = reach
+        self._owner = owner
+        self._throttle = throttle
         self._now = now
         self._uniform = uniform
         self._data = b""
@@ -147,7 +152,9 @@ class Staple:
             if self._work is work:
                 self._work = None
                 if isinstance(result, Failure) and not isinstance(result.value, CancelledError):
-                    self.log.failure("stapling failed in the daemon", result)
+                    suppressed = self._throttle.allow()
+                    if suppressed is not None:
+                        self.log.failure("stapling failed in the daemon{more}", result, more=notLogged(suppressed))
                     self._again(self._backOff())
 
         work.addBoth(ended)
@@ -172,27 +179,32 @@ class Staple:
         for url in self._subject.responders()[:MOST_URLS]:
             self.asked += 1
             try:
-                answer, data = await self._revocation.fetchAnswer(self._subject, url, self._reach)
+                answer, data = await self._revocation.fetchAnswer(self._subject, url, self._reach, self._owner)
             except NoAnswer as error:
                 problems.append(f"{url}: {error}")
                 continue
-            if answer.status is Status.REVOKED:
-                # The truth is given out all the same: clients would find it out anyway, and the server's owner has to know.
+            # The truth is given out all the same: clients would find it out anyway, and the server's owner has to know.
+            suppressed = self._throttle.allow() if answer.status is Status.REVOKED else None
+            if suppressed is not None:
                 self.log.error(
-                    "a certificate that is served is revoked: {detail} {certificate}",
+                    "a certificate that is served is revoked: {detail} {certificate}{more}",
                     detail=answer.detail,
+                    more=notLogged(suppressed),
                     certificate=describeCertificate(self._subject.certificate),
                 )
             self._take(data, answer.until)
             return
         pause = self._backOff()
-        self.log.warn(
-            "no OCSP answer to staple: {problems}; asking again in {pause:.0f} s {certificate}",
-            problems="; ".join(problems),
-            pause=pause,
-            certificate=describeCertificate(self._subject.certificate),
-        )
         self._again(pause)
+        suppressed = self._throttle.allow()
+        if suppressed is not None:
+            self.log.warn(
+                "no OCSP answer to staple: {problems}; asking again in {pause:.0f} s {certificate}{more}",
+                problems="; ".join(problems),
+                pause=pause,
+                certificate=describeCertificate(self._subject.certificate),
+                more=notLogged(suppressed),
+            )
 
     def _take(self, data: bytes, until: float) -> None:
         self._data, self._until = data, until
@@ -229,6 +241,8 @@ class Staples:
         self._now = now
         self._uniform = uniform
         self._staples: dict[bytes, Staple] = {}
+        self._ofAdministrator = Throttle(clock)
+        self._ofPrograms = Throttle(clock)
 
     def __len__(self) -> int:
         return len(self._staples)
@@ -238,6 +252,7 @@ class Staples:
         chain: Sequence[x509.Certificate],
         trusted: Callable[[], Sequence[x509.Certificate]],
         isAdministrators: bool,
+        owner: int = UNKNOWN_OWNER,
     ) -> bytes:
         """
         Keep the answer about a certificate fresh until L{release}.
@@ -246,9 +261,13 @@ class Staples:
         @param trusted: gives the certificates of the trust store.
         @param isAdministrators: whether it is the administrator's.  A program's own may send the daemon anywhere only if its
             chain ends in the trust store.
+        @param owner: the user whose program shows it, for the bounds of L{ssa.revocation.fetch}; questions about the
+            administrator's certificates count for the daemon itself.
         @return: what L{current} and L{release} take; empty if nothing can be stapled, which is logged.
         """
         key = chain[0].fingerprint(hashes.SHA256())
+        # A program causes these lines as often as it likes; it must not silence those about the administrator's certificates.
+        throttle = self._ofAdministrator if isAdministrators else self._ofPrograms
         staple = self._staples.get(key)
         if staple is None:
             try:
@@ -257,10 +276,25 @@ class Staples:
                     raise NoAnswer("it names no OCSP responder")
                 reach = Reach.ANY if isAdministrators or _isTrusted(chain, trusted()) else Reach.PUBLIC
             except (NoAnswer, *MALFORMED) as error:
-                described = describeCertificate(chain[0])
-                self.log.warn("nothing is stapled: {error} {certificate}", error=error, certificate=described)
+                suppressed = throttle.allow()
+                if suppressed is not None:
+                    self.log.warn(
+                        "nothing is stapled: {error} {certificate}{more}",
+                        error=error,
+                        certificate=describeCertificate(chain[0]),
+                        more=notLogged(suppressed),
+                    )
                 return b""
-            staple = Staple(self._clock, self._revocation, subject, reach, self._now, self._uniform)
+            staple = Staple(
+                self._clock,
+                self._revocation,
+                subject,
+                reach,
+                DAEMON if isAdministrators else owner,
+                throttle,
+                self._now,
+                self._uniform,
+            )
             self._staples[key] = staple
             staple.holders = 1
             staple.begin()

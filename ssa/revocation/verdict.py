@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPub
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID
 
 from ssa.errors import Cause, SSAError
-from ssa.tls.certificates import describeCertificate, publicKeyOf
+from ssa.tls.certificates import MALFORMED, describeCertificate, publicKeyOf
 
 __all__ = [
     "CLOCK_SKEW",
@@ -35,6 +35,7 @@ __all__ = [
     "Subject",
     "checkStrength",
     "checkTimes",
+    "isSelfSigned",
     "mustStaple",
     "noDefiniteAnswer",
     "revoked",
@@ -52,9 +53,6 @@ LONGEST_WITHOUT_END = 86400.0
 
 LONGEST_LIFE = 7 * 86400.0
 """Seconds for which an answer is kept at most, whatever it says itself."""
-
-MALFORMED = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion)
-"""What the library raises for certificates, answers and lists that are malformed, or of a kind that it does not know."""
 
 _SMALLEST_RSA_KEY = 2048
 _WEAK = (hashes.MD5, hashes.SHA1)
@@ -87,11 +85,19 @@ class Answer:
     @ivar status: what it says.
     @ivar until: when it stops to count.
     @ivar detail: of a revocation: when and why; "" otherwise.
+    @ivar begin: its thisUpdate: when it was known to be right.
     """
 
     status: Status
     until: float
     detail: str = ""
+    begin: float = 0.0
+
+    def overrules(self, other: Answer) -> bool:
+        """Whether it is later than another one of the same source; of two of the same time "revoked" counts."""
+        if self.begin != other.begin:
+            return self.begin > other.begin
+        return self.status is Status.REVOKED or other.status is not Status.REVOKED
 
 
 @dataclass(eq=False)
@@ -103,12 +109,14 @@ class Subject:
     @ivar issuer: who issued it; its signature on C{certificate} has been verified.
     @ivar said: what each source that was asked said, for a person.
     @ivar answer: the definite answer; C{None} while there is none.
+    @ivar stapled: a good answer that the peer has stapled, as it came and as it was read; C{None} if there is none.
     """
 
     certificate: x509.Certificate
     issuer: x509.Certificate
     said: list[str] = field(default_factory=list)
     answer: Answer | None = None
+    stapled: tuple[bytes, Answer] | None = None
 
     @cached_property
     def issuerID(self) -> bytes:
@@ -162,6 +170,15 @@ def mustStaple(certificate: x509.Certificate) -> bool:
         return False
     assert isinstance(features, x509.TLSFeature)
     return x509.TLSFeatureType.status_request in features
+
+
+def isSelfSigned(certificate: x509.Certificate) -> bool:
+    """Whether nobody else can revoke a certificate."""
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except (InvalidSignature, *MALFORMED):
+        return False
+    return True
 
 
 def checkTimes(begin: float, end: float | None, now: float) -> float:

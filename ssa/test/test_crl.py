@@ -150,6 +150,19 @@ class ListTests(SynchronousTestCase):
                 answer = parsed.answer(_subject(certificate), time.time())
                 self.assertEqual(Status.REVOKED if own in listed else Status.GOOD, answer.status, f"{own:x} in {listed}")
 
+    def test_negativeSerial(self) -> None:
+        """A serial number below zero, which RFC 5280 section 4.1.2.2 does not allow, is in no list; it is no answer either."""
+        parsed = readList(revocationList(testCA(), [1]), self.subject)
+        for own in (-1, -(1 << 80)):
+            certificate: Any = _WithSerial(self.certificate, own)
+            self.assertIn("malformed", str(self.assertRaises(NoAnswer, parsed.answer, _subject(certificate), time.time())))
+
+    def test_begin(self) -> None:
+        """An answer tells of when it is."""
+        for serials in ([], [self.certificate.serial_number]):
+            answer = self.answer(revocationList(testCA(), serials, begin=-2 * HOUR))
+            self.assertApproximates(time.time() - 7200, answer.begin, 5)
+
     def test_large(self) -> None:
         """Nearly as much as is allowed, the certificate's own entry in the middle, at the end, or missing."""
         other = revocationList(testCA(), [1 << 100])

@@ -16,9 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from ssa.api import InternetAddress
 from ssa.resolve import DaemonThreadPool, Resolver
 from ssa.revocation.fetch import (
+    BOUNDS,
     FETCH_TIME,
-    MOST_AT_ONE_TIME,
-    MOST_WAITING,
     Fetcher,
     Place,
     Reach,
@@ -113,6 +112,19 @@ class FetchTests(FetchCase):
             await self.refused(word, "/away")
         await self.refused("status 302", "/first", body=b"q")
 
+    async def test_redirectElsewhere(self) -> None:
+        """To another host only if that is on the public network: whoever is in between can redirect plain HTTP."""
+        self.web.put("/end", b"x")
+        port = self.web.server_address[1]
+        self.web.put("/away", redirect(f"http://localhost:{port}/end"))
+        await self.refused("only 80", "/away")
+        self.web.put("/here", redirect("http://localhost/end"))
+        await self.refused("not on the public network", "/here")
+        self.web.put("/other", redirect("http://127.0.0.2/end"))
+        await self.refused("not on the public network", "/other")
+        self.assertEqual(0, self.web.count("/end"))
+        self.assertEqual(b"x", await self.get(f"http://LOCALHOST:{port}/away"))
+
     async def test_notHTTP(self) -> None:
         """A server that speaks something else, or ends too early, or is not there."""
         self.web.put("/garbage", garbage)
@@ -145,8 +157,8 @@ class FetchTests(FetchCase):
     async def test_together(self) -> None:
         """Many at one time: all get theirs, some wait."""
         self.web.put("/a", b"x")
-        results = await gatherResults([self.get("/a") for _ in range(MOST_AT_ONE_TIME * 3)])
-        self.assertEqual([b"x"] * (MOST_AT_ONE_TIME * 3), results)
+        results = await gatherResults([self.get("/a") for _ in range(48)])
+        self.assertEqual([b"x"] * 48, results)
 
     async def test_public(self) -> None:
         """A program's own authority cannot send the daemon to this machine."""
@@ -167,9 +179,11 @@ class _Client:
 
     def __init__(self) -> None:
         self.requests: list[Deferred[Reply]] = []
+        self.places: list[Place] = []
 
     def request(self, place: Place, body: bytes | None, most: int) -> Deferred[Reply]:
         self.requests.append(Deferred())
+        self.places.append(place)
         return self.requests[-1]
 
 
@@ -182,8 +196,8 @@ class BoundTests(SynchronousTestCase):
         nothing: Any = None
         self.fetcher = Fetcher(self.clock, self.clock, nothing, nothing, self.client)
 
-    def get(self) -> Deferred[bytes]:
-        return self.fetcher.fetch("http://a.example/", 10)
+    def get(self, reach: Reach = Reach.ANY, owner: int = 1000) -> Deferred[bytes]:
+        return self.fetcher.fetch("http://a.example/", 10, None, reach, owner)
 
     def test_time(self) -> None:
         """A server that says nothing."""
@@ -195,18 +209,66 @@ class BoundTests(SynchronousTestCase):
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_number(self) -> None:
-        """So many at one time, so many more wait, and the next one is refused."""
-        running = [self.get() for _ in range(MOST_AT_ONE_TIME)]
-        waiting = [self.get() for _ in range(MOST_WAITING)]
-        self.assertEqual(MOST_AT_ONE_TIME, len(self.client.requests))
+        """So many of one user at one time, so many more wait, and the next one is refused."""
+        _, most, _, mostWaiting = BOUNDS[Reach.ANY]
+        running = [self.get() for _ in range(most)]
+        waiting = [self.get() for _ in range(mostWaiting)]
+        self.assertEqual(most, len(self.client.requests))
         self.assertIn("too many", str(self.failureResultOf(self.get(), NoAnswer).value))
         self.client.requests[0].callback(Reply(200, "", b"x"))
         self.assertEqual(b"x", self.successResultOf(running[0]))
-        self.assertEqual(MOST_AT_ONE_TIME + 1, len(self.client.requests))
+        self.assertEqual(most + 1, len(self.client.requests))
         for each in (*running[1:], *waiting):
             each.addErrback(lambda _: None)
             each.cancel()
         self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_tarPit(self) -> None:
+        """A user whose servers never answer does not keep another one's from being asked."""
+        pending = [self.get(reach, 1000) for reach in (Reach.ANY, Reach.PUBLIC) for _ in range(500)]
+        taken = BOUNDS[Reach.ANY][1] + BOUNDS[Reach.PUBLIC][1]
+        self.assertEqual(taken, len(self.client.requests))
+        for reach in (Reach.ANY, Reach.PUBLIC):
+            other = self.get(reach, 1001)
+            self.client.requests[-1].callback(Reply(200, "", b"x"))
+            self.assertEqual(b"x", self.successResultOf(other))
+        self.assertEqual(taken + 2, len(self.client.requests))
+        for each in pending:
+            each.addErrback(lambda _: None)
+            each.cancel()
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_ownAuthorities(self) -> None:
+        """All users together cannot take the turns of trusted authorities for their own."""
+        pending = [self.get(Reach.PUBLIC, owner) for owner in range(1000, 1100) for _ in range(10)]
+        self.assertEqual(BOUNDS[Reach.PUBLIC][0], len(self.client.requests))
+        self.get(Reach.ANY, 1100).addErrback(lambda _: None)
+        self.assertIs(Reach.ANY, self.client.places[-1].reach)
+        for each in pending:
+            each.addErrback(lambda _: None)
+            each.cancel()
+
+    def test_redirectedReach(self) -> None:
+        """Where a redirect may go: anywhere on the same host, else to the public network."""
+        for location, expected in (
+            ("/b", Reach.ANY),
+            ("http://A.example:8080/b", Reach.ANY),
+            ("http://b.example/", Reach.PUBLIC),
+            ("//b.example/", Reach.PUBLIC),
+            ("http://169.254.169.254/", Reach.PUBLIC),
+        ):
+            pending = self.get()
+            self.client.requests[-1].callback(Reply(302, location, b""))
+            self.assertIs(expected, self.client.places[-1].reach, location)
+            self.client.requests[-1].callback(Reply(302, "http://a.example/", b""))
+            self.assertIs(Reach.ANY, self.client.places[-1].reach)
+            self.client.requests[-1].callback(Reply(200, "", b"x"))
+            self.assertEqual(b"x", self.successResultOf(pending))
+        pending = self.get(Reach.PUBLIC)
+        self.client.requests[-1].callback(Reply(302, "/b", b""))
+        self.assertIs(Reach.PUBLIC, self.client.places[-1].reach)
+        self.client.requests[-1].callback(Reply(302, "http://b.example:8080/", b""))
+        self.assertIn("port 8080", str(self.failureResultOf(pending, NoAnswer).value))
 
     def test_places(self) -> None:
         """Which URLs are fetched."""

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtensionOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -12,12 +14,14 @@ from ssa.test.pki import CA, Credential, testCA, testKey
 from ssa.tls import identity
 from ssa.tls.certificates import (
     MOST_IN_CHAIN,
+    chainPEM,
     describeCertificate,
     dnsNames,
     pairCredentials,
     parseCertificates,
     parseChains,
     parsePrivateKeys,
+    subjectNames,
 )
 from ssa.tls.identity import Identity, checkIdentity, parseIdentity, parseName
 
@@ -152,6 +156,19 @@ class CertificateTests(SynchronousTestCase):
                 parseChains(pem)
             self.assertIn(word, str(caught.exception))
         self.assertRaises(ValueError, parseCertificates, good * 3, 2)
+
+    def test_unreadableNames(self) -> None:
+        """
+        An alternative name of a kind that the library does not read (x400Address, ediPartyName; RFC 5280 section 4.2.1.6): such
+        a certificate can be described, and is refused where it is set.
+        """
+        for names in ("300ba509a1070c056170617274", "3004a3023000"):
+            extension = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex(names))
+            certificate = testCA().issue(noNames=True, extensions=[extension]).certificate
+            self.assertEqual(((), ()), (dnsNames(certificate), subjectNames(certificate)))
+            self.assertIn("CN=server.example", describeCertificate(certificate))
+            error = self.assertRaises(ValueError, parseChains, chainPEM([certificate]))
+            self.assertIn("malformed extensions", str(error))
 
     def test_keys(self) -> None:
         """Keys of each kind and in each encoding, with other blocks beside them."""

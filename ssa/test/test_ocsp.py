@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import time
+from dataclasses import replace
 from typing import Any
 
 from cryptography import x509
@@ -49,6 +50,19 @@ class AnswerTests(SynchronousTestCase):
         answer = verifyAnswer(self.answer(REVOKED), self.subject, time.time())
         self.assertEqual(Status.REVOKED, answer.status)
         self.assertRegex(answer.detail, r"\Ait was revoked on \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(keyCompromise\)\Z")
+
+    def test_overrules(self) -> None:
+        """The later one of two answers, and "revoked" of two of the same time."""
+        now = time.time()
+        good, revoked = verifyAnswer(self.answer(), self.subject, now), verifyAnswer(self.answer(REVOKED), self.subject, now)
+        self.assertApproximates(now - 3600, good.begin, 5)
+        self.assertApproximates(now - 3600, revoked.begin, 5)
+        at = replace(good, begin=100.0), replace(revoked, begin=100.0)
+        for mine in at:
+            for other in at:
+                self.assertTrue(replace(mine, begin=101.0).overrules(other))
+                self.assertFalse(mine.overrules(replace(other, begin=101.0)))
+        self.assertEqual([True, False, True, True], [mine.overrules(other) for mine in at for other in at])
 
     def test_unknown(self) -> None:
         """Unknown is no answer."""

@@ -115,6 +115,12 @@ class JudgeTests(SynchronousTestCase):
         self.options.trusted = testCA().pem
         self.assertIs(Reach.PUBLIC, self.rules(Profile(), False).reach)
 
+    def test_owner(self) -> None:
+        """What is asked counts for the user whose socket it is."""
+        self.options.owner = 1000
+        for isServer in (False, True):
+            self.assertEqual(1000, self.rules(Profile(revocationChecks=True), isServer).owner)
+
     def test_refused(self) -> None:
         """What the check says reaches the caller."""
         self.revocation.error = Cause.REVOKED.error("x")

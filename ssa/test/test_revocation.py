@@ -11,14 +11,16 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
 from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtensionOID
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import SkipTest, TestCase
 
 from ssa.errors import SSAError
 from ssa.resolve import DaemonThreadPool, Resolver
-from ssa.revocation.cache import Cache, Directory, Key
+from ssa.revocation.cache import Cache, Directory, Entry, Key
 from ssa.revocation.check import Revocation, Rules
 from ssa.revocation.fetch import Fetcher, Reach
 from ssa.revocation.verdict import SOURCES, Subject
@@ -66,6 +68,22 @@ class RevocationCase(TestCase):
     def issue(self, ca: CA | None = None, **more: Any) -> Credential:
         """A certificate that names C{/ocsp} and C{/crl}."""
         return (ca or testCA()).issue(extensions=points(self.web.url("/ocsp"), self.web.url("/crl"), **more))
+
+    async def written(self, number: int) -> None:
+        """Wait until so many files are there."""
+        for _ in range(500):
+            if os.path.isdir(self.path) and sum(not name.endswith(".new") for name in os.listdir(self.path)) == number:
+                return
+            waiting: Deferred[None] = Deferred()
+            reactor.callLater(0.01, waiting.callback, None)
+            await waiting
+        self.fail("the answers were not written")
+
+    def kept(self, credential: Credential) -> bytes:
+        """The OCSP answer in the cache."""
+        issuerID = Subject(credential.certificate, testCA().certificate).issuerID
+        entry = self.revocation.cache.get(Key("ocsp", issuerID, format(credential.certificate.serial_number, "x")))
+        return entry.data if entry is not None else b""
 
     async def check(
         self,
@@ -312,6 +330,16 @@ class OrderTests(RevocationCase):
         return waiting
 
 
+class MalformedTests(RevocationCase):
+    """Certificates that the library does not read."""
+
+    async def test_names(self) -> None:
+        """A name of a kind that it does not know, as a client may send it: refused, with a text."""
+        names = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("300ba509a1070c056170617274"))
+        text = await self.check(testCA().issue(noNames=True, extensions=[names]))
+        self.assertUnknown(text, "the certificate's extensions are malformed", "CN=server.example")
+
+
 class StapledTests(RevocationCase):
     """What the server has stapled."""
 
@@ -323,6 +351,41 @@ class StapledTests(RevocationCase):
         self.assertEqual("", await self.check(own, "cached", couldStaple=False))
         self.restarted()
         self.assertUnknown(await self.check(own, "ocsp", stapled=answer), "404")
+
+    async def test_olderThanCached(self) -> None:
+        """
+        Who has stolen a key staples the last answer that said good: it counts less than a later "revoked" that is kept, and
+        does not push it out, on disk neither.  A later one counts more.
+        """
+        own = self.issue()
+        old, new = (ocspAnswer(testCA(), own.certificate, begin=begin * HOUR) for begin in (-3, -1))
+        self.web.put("/ocsp", ocspAnswer(testCA(), own.certificate, REVOKED, begin=-2 * HOUR))
+        for restarts in (False, True):
+            self.restarted()
+            self.assertRevoked(await self.check(own, "ocsp"), "OCSP")
+            await self.written(1)
+            for _ in range(2):
+                if restarts:
+                    self.restarted()
+                self.assertRevoked(await self.check(own, stapled=old), "the cached answer (OCSP)")
+            self.assertRevoked(await self.check(own, "cached", couldStaple=False), "the cached answer (OCSP)")
+            # Where the cache does not count, or none is required, the server alone is asked.
+            self.assertEqual("", await self.check(own, "stapled", stapled=old))
+            self.assertEqual("", await self.check(own, stapled=old, required=False))
+            self.assertRevoked(await self.check(own, stapled=old), "the cached answer (OCSP)")
+        self.assertEqual("", await self.check(own, stapled=new))
+        self.assertEqual("", await self.check(own, "cached", couldStaple=False))
+        self.assertEqual("", await self.check(own, stapled=old))
+        self.assertEqual(new, self.kept(own))
+
+    async def test_cachedList(self) -> None:
+        """A list that is kept and says revoked counts, whatever is stapled."""
+        own = self.issue()
+        self.web.put("/crl", revocationList(testCA(), [own.certificate.serial_number], begin=-2 * HOUR))
+        self.assertRevoked(await self.check(own, "crl"))
+        for begin in (-3, -1):
+            stapled = ocspAnswer(testCA(), own.certificate, begin=begin * HOUR)
+            self.assertRevoked(await self.check(own, stapled=stapled), "the cached answer (CRL)")
 
     async def test_revoked(self) -> None:
         """It counts even where nothing is required, or the source does not count."""
@@ -338,6 +401,30 @@ class StapledTests(RevocationCase):
         answer = ocspAnswer(testCA(), own.certificate, begin=-3 * DAY, end=-DAY)
         self.assertUnknown(await self.check(own, "stapled", stapled=answer), "stapled: it has expired")
         self.assertEqual("", await self.check(own, stapled=answer, required=False))
+
+    async def test_trustedItself(self) -> None:
+        """
+        A program that trusts the server's own certificate does not escape the checks: nobody is left who could tell.  A
+        self-signed one nobody else could revoke.
+        """
+        own = self.issue()
+        self.web.put("/ocsp", ocspAnswer(testCA(), own.certificate))
+        for stapled in (b"", ocspAnswer(testCA(), own.certificate), ocspAnswer(testCA(), own.certificate, REVOKED)):
+            text = await self.checkAlone(own, stapled)
+            self.assertUnknown(text, "RevocationChecks asks", "it is trusted itself", "CN=server.example")
+        self.assertEqual("", await self.checkAlone(own, required=False))
+        self.assertEqual("", await self.checkAlone(testCA().issue(selfSigned=True)))
+        namesake = testCA().issue(subject="SSA test root")
+        self.assertEqual(namesake.certificate.subject, namesake.certificate.issuer)
+        self.assertUnknown(await self.checkAlone(namesake), "it is trusted itself")
+
+    async def checkAlone(self, credential: Credential, stapled: bytes = b"", required: bool = True) -> str:
+        """Check a chain of one certificate."""
+        try:
+            await self.revocation.check((credential.certificate,), stapled, Rules(required, frozenset(SOURCES), 5))
+        except SSAError as error:
+            return error.reason
+        return ""
 
     async def test_mustStaple(self) -> None:
         """A certificate that demands an answer is refused without a good one, whatever is required."""
@@ -365,15 +452,69 @@ class StapledTests(RevocationCase):
 class CachedTests(RevocationCase):
     """What is kept."""
 
-    async def written(self, number: int) -> None:
-        """Wait until so many files are there."""
-        for _ in range(500):
-            if os.path.isdir(self.path) and sum(not name.endswith(".new") for name in os.listdir(self.path)) == number:
-                return
-            waiting: Deferred[None] = Deferred()
-            reactor.callLater(0.01, waiting.callback, None)
-            await waiting
-        self.fail("the answers were not written")
+    async def test_olderAnswer(self) -> None:
+        """
+        An answer never replaces a later one, nor "revoked" at the same time: plain HTTP brings what whoever is in between has
+        kept.
+        """
+        own = self.issue()
+        self.restarted()
+        good, revoked = (
+            [ocspAnswer(testCA(), own.certificate, status, begin=begin * HOUR) for begin in (-3, -2, -1)]
+            for status in (ocsp.OCSPCertStatus.GOOD, REVOKED)
+        )
+        for data, expected in (
+            (good[0], good[0]),
+            (good[1], good[1]),
+            (good[0], good[1]),
+            (revoked[0], good[1]),
+            (revoked[1], revoked[1]),
+            (good[1], revoked[1]),
+            (good[0], revoked[1]),
+            (good[2], good[2]),
+        ):
+            self.web.put("/ocsp", data)
+            await self.check(own, "ocsp")
+            self.assertEqual(expected, self.kept(own))
+        self.revocation.cache = Cache()
+        self.web.put("/ocsp", good[1])
+        await self.check(own, "ocsp")
+        self.assertEqual(good[2], self.kept(own))
+
+    async def test_olderList(self) -> None:
+        """The same with lists; another one whose signature is good, but which is not about the certificate, is replaced."""
+        own = self.issue()
+        self.restarted()
+        old, new = (revocationList(testCA(), serials, begin=begin * HOUR)
+                    for serials, begin in (([], -3), ([own.certificate.serial_number], -2)))
+        for data in (new, old):
+            self.web.put("/crl", data)
+            await self.check(own, "crl")
+            self.assertRevoked(await self.check(own, "cached"), "the cached answer (CRL)")
+        await self.written(1)
+        self.restarted()
+        self.assertEqual("", await self.check(own, "crl"))
+        self.assertRevoked(await self.check(own, "cached"), "the cached answer (CRL)")
+        bad = revocationList(testCA(), extensions=[(x509.DeltaCRLIndicator(1), True)])
+        key = Key("crl", Subject(own.certificate, testCA().certificate).issuerID, self.web.url("/crl"))
+        self.revocation.cache.put(key, Entry(bad, time.time() + 3600))
+        self.assertUnknown(await self.check(own, "cached"), "delta")
+        self.assertEqual("", await self.check(own, "crl"))
+        self.assertEqual("", await self.check(own, "cached"))
+
+    async def test_ownersApart(self) -> None:
+        """Nobody waits in another user's queue: only questions of one user are joined."""
+        own = self.issue()
+        answer = ocspAnswer(testCA(), own.certificate)
+
+        def late(request: Any) -> None:
+            request.server.ended.wait(0.3)
+            request.send(200, answer)
+
+        self.web.put("/ocsp", late)
+        every = [Deferred.fromCoroutine(self.check(own, "ocsp", owner=number % 2)) for number in range(10)]
+        self.assertEqual([""] * 10, await gatherResults(every))
+        self.assertEqual(2, self.web.count("/ocsp"))
 
     async def test_restart(self) -> None:
         """Answers and lists outlive a restart, and nobody is asked again."""

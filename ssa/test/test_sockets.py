@@ -9,6 +9,8 @@ import socket
 import struct
 from typing import Any
 
+from cryptography import x509
+from cryptography.x509.oid import ExtensionOID
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -32,8 +34,10 @@ from ssa.protocol.messages import (
     SocketNotify,
     UpgradeNotify,
 )
+from ssa.sockets import TLSSocket
 from ssa.states import Stage
 from ssa.test.fakes import LOCAL, REMOTE, Around, FakeFactory, openDescriptors, tcpPair
+from ssa.test.pki import testCA
 
 NAME = HostnameAddress("server.example", 443)
 SIX = InternetAddress(socket.AF_INET6, "2001:db8::1", 443)
@@ -210,6 +214,31 @@ class ConnectTests(DispatcherCase):
         self.assertEqual(errno.EIO, self.result(self.connect()))
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
         self.assertIs(Stage.FAILED, self.stage())
+
+    def test_bugsAtWill(self) -> None:
+        """A program that has found a bug cannot fill the log with it: neither by connect nor by other calls."""
+        self.newSocket()
+        self.around.factories.error = ZeroDivisionError()
+        for _ in range(100):
+            self.assertEqual(errno.EIO, self.result(self.connect()))
+        self.assertEqual(10, len(self.flushLoggedErrors(ZeroDivisionError)))
+        self.around.reactor.advance(60)
+
+        def fails(*_: object) -> None:
+            raise LookupError
+
+        self.patch(TLSSocket, "setOption", fails)
+        for _ in range(100):
+            self.assertEqual(errno.EIO, self.set(Option.TLS_ALPN, b"h2"))
+        self.assertEqual(10, len(self.flushLoggedErrors(LookupError)))
+
+    def test_unreadableCertificate(self) -> None:
+        """A certificate with a name of a kind that the library does not read is EINVAL, like any other malformed one."""
+        self.newSocket()
+        names = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("300ba509a1070c056170617274"))
+        chain = testCA().issue(noNames=True, extensions=[names]).chainPEM
+        self.assertEqual(errno.EINVAL, self.set(Option.TLS_CERTIFICATE_CHAIN, chain))
+        self.assertIn("malformed", self.error())
 
     def test_noKey(self) -> None:
         """Factories refuse before anything is fetched."""
@@ -485,6 +514,17 @@ class ListenTests(DispatcherCase):
         self.factory.refuse(SSAError(errno.EPROTO, "not TLS"))
         self.assertEqual([], self.interceptor.accepts)
         self.assertEqual("", self.error())
+        self.assertIs(Stage.LISTENING, self.stage())
+
+    def test_bugsAtWill(self) -> None:
+        """Clients who have found a bug cannot fill the log with it."""
+        real = self.listen()
+        bug: Any = ZeroDivisionError()
+        for _ in range(30):
+            self.client(real)
+            self.around.reactor.readable()
+            self.factory.refuse(bug)
+        self.assertEqual(10, len(self.flushLoggedErrors(ZeroDivisionError)))
         self.assertIs(Stage.LISTENING, self.stage())
 
     def test_backPressure(self) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 from cryptography.x509 import ocsp
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import Logger, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from ssa.revocation.check import Revocation
-from ssa.revocation.fetch import Reach
-from ssa.revocation.stapling import LONGEST_PAUSE, SHORTEST_PAUSE, Staples, subjectOf
+from ssa.revocation.fetch import DAEMON, UNKNOWN_OWNER, Reach
+from ssa.revocation.stapling import LONGEST_PAUSE, SHORTEST_PAUSE, Staple, Staples, subjectOf
 from ssa.revocation.verdict import NoAnswer
 from ssa.test.pki import Credential, otherCA, testCA
 from ssa.test.responders import DAY, HOUR, ocspAnswer, points, utcNow
@@ -25,14 +26,18 @@ class _Fetcher:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Reach, Deferred[bytes]]] = []
+        self.owners: list[int] = []
         self.cancelled = 0
 
-    def fetch(self, url: str, most: int, body: bytes | None = None, reach: Reach = Reach.ANY) -> Deferred[bytes]:
+    def fetch(
+        self, url: str, most: int, body: bytes | None = None, reach: Reach = Reach.ANY, owner: int = UNKNOWN_OWNER
+    ) -> Deferred[bytes]:
         def cancel(_: object) -> None:
             self.cancelled += 1
 
         pending: Deferred[bytes] = Deferred(cancel)
         self.asked.append((url, reach, pending))
+        self.owners.append(owner)
         return pending
 
     def answer(self, data: bytes | None) -> None:
@@ -65,7 +70,7 @@ class StapleCase(SynchronousTestCase):
 
     def hold(self, credential: Credential | None = None, isAdministrators: bool = True) -> bytes:
         chain = (credential or self.own).chain
-        return self.staples.hold(chain, lambda: [testCA().certificate], isAdministrators)
+        return self.staples.hold(chain, lambda: [testCA().certificate], isAdministrators, 1000)
 
     def good(self, **more: Any) -> bytes:
         return ocspAnswer(testCA(), self.own.certificate, **more)
@@ -185,6 +190,33 @@ class StaplesTests(StapleCase):
         own = otherCA().issue(["o.example"], extensions=points("http://o.example/"))
         self.hold(Credential(own.certificate, (own.certificate, otherCA().certificate), own.key), isAdministrators=False)
         self.assertIs(Reach.PUBLIC, self.fetcher.asked[-1][1])
+
+    def test_owner(self) -> None:
+        """Questions about the administrator's certificates do not wait behind those of a user's programs."""
+        self.hold()
+        self.hold(testCA().issue(["o.example"], extensions=points("http://o.example/")), isAdministrators=False)
+        self.assertEqual([DAEMON, 1000], self.fetcher.owners)
+
+    def test_log(self) -> None:
+        """A program that listens again and again cannot fill the log, nor silence it about the administrator's certificates."""
+        events: list[Any] = []
+        observer: Any = events.append
+        for kind in (Staple, Staples):
+            self.patch(kind, "log", Logger(observer=observer))
+        own = testCA().issue()
+        for _ in range(100):
+            self.hold(own, isAdministrators=False)
+        self.assertEqual(10, len(events))
+        self.hold(own)
+        self.assertEqual(11, len(events))
+        self.clock.advance(6)
+        self.hold(own, isAdministrators=False)
+        self.assertIn("(90 more were not logged)", formatEvent(events[-1]))
+        for _ in range(20):
+            key = self.hold(testCA().issue(extensions=points("http://o.example/")), isAdministrators=False)
+            self.fetcher.answer(None)
+            self.staples.release(key)
+        self.assertEqual(12, len(events))
 
     def test_revoked(self) -> None:
         """Its owner has to know, and its clients too."""

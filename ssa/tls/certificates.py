@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.utils import CryptographyDeprecationWarning
 
 __all__ = [
+    "MALFORMED",
     "MOST_CERTIFICATES",
     "MOST_IN_CHAIN",
     "Credential",
@@ -40,6 +41,17 @@ __all__ = [
 ]
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
+
+MALFORMED = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for certificates, answers and lists that are malformed, or of a kind that it does not know."""
 
 MOST_CERTIFICATES = 4096
 """The most certificates in one trust store."""
@@ -111,7 +123,7 @@ def parseCertificates(pem: bytes, most: int = MOST_CERTIFICATES) -> tuple[x509.C
             raise ValueError("OpenSSL's TRUSTED CERTIFICATE blocks are not supported, use CERTIFICATE")
         try:
             certificate = x509.load_pem_x509_certificate(block)
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except MALFORMED as error:
             raise ValueError(f"certificate {number} in it is malformed: {error}") from error
         certificates.append(certificate)
     return tuple(certificates)
@@ -134,6 +146,7 @@ def parseChains(pem: bytes) -> tuple[tuple[x509.Certificate, ...], ...]:
             raise ValueError(f"a chain in it has more than {MOST_IN_CHAIN} certificates")
     for chain in chains:
         publicKeyOf(chain[0])
+        _isAuthority(chain[0])  # its extensions can be read
     return tuple(tuple(chain) for chain in chains)
 
 
@@ -142,7 +155,7 @@ def _isAuthority(certificate: x509.Certificate) -> bool:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         return False
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except MALFORMED as error:
         raise ValueError(f"a certificate in it has malformed extensions: {error}") from error
 
 
@@ -191,7 +204,7 @@ def publicKeyOf(source: x509.Certificate | PrivateKey) -> bytes:
     """
     try:
         return source.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except MALFORMED as error:
         raise ValueError(f"the public key of a certificate cannot be used: {error}") from error
 
 
@@ -231,7 +244,7 @@ def dnsNames(certificate: x509.Certificate) -> tuple[str, ...]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError, UnsupportedAlgorithm):
+    except (x509.ExtensionNotFound, *MALFORMED):
         return ()
 
 
@@ -244,7 +257,7 @@ def subjectNames(certificate: x509.Certificate) -> tuple[str, ...]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         addresses = tuple(str(address) for address in names.get_values_for_type(x509.IPAddress))
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError, UnsupportedAlgorithm):
+    except (x509.ExtensionNotFound, *MALFORMED):
         return ()
     return dnsNames(certificate) + addresses
 
@@ -292,7 +305,7 @@ def describeCertificate(certificate: x509.Certificate) -> str:
         begin = certificate.not_valid_before_utc.strftime("%Y-%m-%d %H:%M:%S")
         end = certificate.not_valid_after_utc.strftime("%Y-%m-%d %H:%M:%S")
         parts.append(f"valid {begin} to {end} UTC")
-    except ValueError:
+    except MALFORMED:
         parts.append("validity malformed")
     parts.append(f"SHA-256 {certificate.fingerprint(hashes.SHA256()).hex()}")
     return "[" + ", ".join(parts) + "]"
@@ -302,7 +315,7 @@ def _name(certificate: x509.Certificate, which: str) -> str:
     try:
         name = certificate.subject if which == "subject" else certificate.issuer
         text = name.rfc4514_string()
-    except (ValueError, UnsupportedAlgorithm):
+    except MALFORMED:
         return "malformed"
     return _shortened(text, 120) if text else "empty"
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -25,7 +25,7 @@ from cryptography.x509.certificate_transparency import LogEntryType, SignedCerti
 from cryptography.x509.oid import ExtensionOID
 
 from ssa.errors import Cause
-from ssa.tls.certificates import describeCertificate, publicKeyOf
+from ssa.tls.certificates import MALFORMED, describeCertificate, publicKeyOf
 from ssa.tls.loglist import Log, LogList
 
 __all__ = ["CLOCK_SKEW", "Timestamp", "checkTransparency", "parseTimestamps"]
@@ -214,7 +214,7 @@ def _judge(
     try:
         timestamps = read()
         signed = entry() if timestamps else b""
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion) as error:
+    except MALFORMED as error:
         found.problems.append(f"the list is malformed: {error}")
         return
     found.number += len(timestamps)
@@ -247,6 +247,6 @@ def _isSigned(timestamp: Timestamp, log: Log, entry: bytes) -> bool:
             log.key.verify(timestamp.signature, data, padding.PKCS1v15(), timestamp.digest)
         else:
             return False
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
+    except (InvalidSignature, *MALFORMED):
         return False
     return True
