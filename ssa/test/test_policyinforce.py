@@ -16,8 +16,9 @@ from ssa.api import HostnameAddress, InternetAddress, Option, Role
 from ssa.configuration import loadConfiguration
 from ssa.errors import SSAError
 from ssa.policy.profile import Policy
+from ssa.protocol.messages import HandshakeReturn
 from ssa.test.badservers import echo, running, serverContext
-from ssa.test.loopback import Program
+from ssa.test.loopback import Program, startConnect
 from ssa.test.pki import Credential, otherCA, testCA, testKey
 from ssa.test.test_daemon import DaemonCase, after, exchange
 from ssa.tls.policyfiles import LoadedFiles
@@ -140,6 +141,44 @@ class ProfileTests(PolicyCase):
             self.assertEqual(errno.EPROTO, (await self.connectToName("a.example", server.port))[0])
             self.configure("[profile strict]\nDestination = 127.1.0.0/16\nMinProtocol = TLSv1.3\n")
             self.assertEqual(0, (await self.connectToName("a.example", server.port))[0])
+
+    async def connectElsewhere(self, announced: InternetAddress, real: InternetAddress) -> tuple[int, str]:
+        """Connect with an interceptor that tells another address than the one that it connects to."""
+        program = await self.client()
+        program.real = startConnect(real)
+        answer = await self.interceptor.end.notify(self.interceptor._connectNotify(program, announced))
+        assert isinstance(answer, HandshakeReturn)
+        return -answer.result, await self.interceptor.error(program)
+
+    async def test_elsewhere(self) -> None:
+        """What holds is what holds for the address that the socket is connected to, not for the one that was announced."""
+        weak = "[default]\nMinProtocol = TLSv1.3\n[profile weak]\nDestination = {}\nMinProtocol = TLSv1.2\n"
+        context = serverContext(testCA().issue(), maximum=ssl.TLSVersion.TLSv1_2)
+        with running(echo(context)) as server:
+            real, announced = local(server.port), local(server.port, "192.0.2.7")
+            self.configure("[profile no]\nDestination = 127.0.0.0/8\nAccess = deny\n")
+            number, text = await self.connectElsewhere(announced, real)
+            self.assertEqual(errno.EPERM, number, text)
+            self.assertIn("server.example (127.0.0.1)", text)
+            self.assertIn("[profile no]", text)
+            self.configure("[profile no]\nDestination = 192.0.2.7\nAccess = deny\n")
+            self.assertEqual(errno.EPERM, (await self.connectElsewhere(announced, real))[0])
+            self.configure(weak.format("192.0.2.7"))
+            self.assertEqual(errno.EPROTO, (await self.connectElsewhere(announced, real))[0])
+            self.configure(weak.format("127.0.0.1"))
+            self.assertEqual((0, ""), await self.connectElsewhere(announced, real))
+            self.configure(weak.format(f"192.0.2.7:{server.port}"))
+            self.assertEqual(errno.EPROTO, (await self.connectElsewhere(announced, real))[0])
+
+    async def test_everyAddress(self) -> None:
+        """0.0.0.0 is this machine, by its address or as a name's."""
+        self.lookUp({"zero.example": ["0.0.0.0"]})
+        with running(echo(serverContext(testCA().issue()))) as server:
+            self.assertEqual((0, ""), await self.connectToName("zero.example", server.port))
+            self.configure("[profile no]\nDestination = 127.0.0.0/8\nAccess = deny\n")
+            self.assertEqual(errno.EPERM, (await self.connectToName("zero.example", server.port))[0])
+            program = await self.client()
+            self.assertEqual(errno.EPERM, await self.interceptor.connect(program, local(server.port, "0.0.0.0")))
 
     async def test_dialedName(self) -> None:
         """A name that is refused is refused under any identity, and does not get its weaker profile with another one."""
