@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import ssl
+import struct
 from typing import Any
 
 from twisted.internet.threads import deferToThread
@@ -18,6 +19,7 @@ from ssa.errors import SSAError
 from ssa.policy.profile import Policy
 from ssa.protocol.messages import HandshakeReturn
 from ssa.test.badservers import echo, running, serverContext
+from ssa.test.ctlogs import TestLog, issueLogged, logListBytes
 from ssa.test.loopback import Program, startConnect
 from ssa.test.pki import Credential, otherCA, testCA, testKey
 from ssa.test.test_daemon import DaemonCase, after, exchange
@@ -341,6 +343,36 @@ class ChangeTests(PolicyCase):
             self.assertEqual(errno.EKEYREJECTED, await self.interceptor.connect(other, local(server.port)))
             assert program.plain is not None
             self.assertEqual(b"still", await deferToThread(exchange, program.plain, b"still"))
+
+    async def connectAgain(self, port: int) -> tuple[int, bool]:
+        """Connect, exchange data, with which a ticket comes: the errno, and whether a session was resumed."""
+        program = await self.interceptor.newSocket()
+        await self.interceptor.set(program, Option.TLS_REMOTE_HOSTNAME, b"server.example")
+        number = await self.interceptor.connect(program, local(port))
+        if number:
+            return number, False
+        resumed = await self.interceptor.get(program, Option.TLS_RESUMED_SESSION) == struct.pack("=i", 1)
+        assert program.plain is not None
+        self.assertEqual(b"data", await deferToThread(exchange, program.plain, b"data"))
+        return 0, resumed
+
+    async def test_logs(self) -> None:
+        """A list of logs that changes ends the sessions that began under the old one."""
+        logs = [TestLog(name) for name in ("a", "b", "c", "d")]
+        roots = self.write("roots.pem", testCA().pem)
+        path = self.write("logs.json", logListBytes(*logs[:2]))
+        self.assertTrue(
+            self.configure(
+                f"[default]\nTrustStoreLocation = {roots}\nTransparencyLogs = {path}\nVerifyCertTransparency = on\n"
+            )
+        )
+        with running(echo(serverContext(issueLogged(testCA(), logs[:2])))) as server:
+            self.assertEqual((0, False), await self.connectAgain(server.port))
+            self.assertEqual((0, True), await self.connectAgain(server.port))
+            self.write("logs.json", logListBytes(*logs[2:]))
+            for _ in range(2):
+                self.daemon._watch._look()
+            self.assertEqual((errno.EKEYREJECTED, False), await self.connectAgain(server.port))
 
     async def test_byTheClock(self) -> None:
         """The daemon looks by itself."""
