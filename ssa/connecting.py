@@ -24,13 +24,16 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime
 
 from ssa.admission import Admission, Claimant
 from ssa.api import InternetAddress
-from ssa.errors import SSAError
+from ssa.errors import Cause, SSAError
 from ssa.factories import Secured, TLSFactory
 from ssa.interfaces import Fetched, IInterceptor
 from ssa.policy.profile import Profile
-from ssa.realsocket import adoptRealSocket, keepUntilTaken, waitForConnect, withTimeout
+from ssa.realsocket import adoptRealSocket, keepUntilTaken, remoteAddress, waitForConnect, withTimeout
 from ssa.resolve import AllFailed, Race, Resolver
 from ssa.tcpstate import close
+
+Choose = Callable[[InternetAddress], tuple[Profile, TLSFactory]]
+"""Finds the profile and the factory for an address; raises L{SSAError} for one that the policy refuses."""
 
 _TELLING = (
     errno.ENETDOWN,
@@ -88,7 +91,6 @@ class Connecting:
         interceptor: IInterceptor,
         id: int,
         profile: Profile,
-        factory: TLSFactory,
         admission: Admission,
         claimant: Claimant,
         transportConnected: Callable[[], None],
@@ -97,7 +99,7 @@ class Connecting:
         """
         @param interceptor: hands over the real sockets.
         @param id: the TLS socket.
-        @param factory: does the handshakes.
+        @param profile: what is in force while it is not known where the connection goes.
         @param transportConnected: called when a handshake begins.
         @param nextAddress: called when it has failed and there is another address.
         """
@@ -106,21 +108,21 @@ class Connecting:
         self._interceptor = interceptor
         self._id = id
         self._profile = profile
-        self._factory = factory
         self._admission = admission
         self._claimant = claimant
         self._transportConnected = transportConnected
         self._nextAddress = nextAddress
         self.real: socket.socket | None = None
 
-    async def toAddress(self, remote: InternetAddress) -> Secured:
+    async def toAddress(self, remote: InternetAddress, choose: Choose) -> Secured:
         """
         Wait for the TCP connection that the interceptor has begun, and do the handshake.
 
         @param remote: for error messages.
+        @param choose: is asked for the address that the connection really has.
         @raise SSAError: see the table of errnos of the socket API.
         """
-        return await self._secure(await self._transport(remote, None, self._profile), self._profile, self._factory)
+        return await self._secure(await self._transport(remote, None, self._profile), choose)
 
     async def toName(
         self,
@@ -129,30 +131,30 @@ class Connecting:
         families: Sequence[int],
         resolver: Resolver,
         addressFound: Callable[[], None],
-        choose: Callable[[InternetAddress], tuple[Profile, TLSFactory]],
+        choose: Choose,
     ) -> Secured:
         """
         Resolve a name and try its addresses.
 
         @param families: those that the program's socket can have.
         @param addressFound: called when the name is resolved.
-        @param choose: finds the profile and the factory for an address; raises L{SSAError} for one that the policy refuses.
+        @param choose: is asked for each address before it is tried, and for the one that a connection really has.
         @raise SSAError: EHOSTUNREACH, or the most telling error of all addresses.
         """
         profile = self._profile
         found = await resolver.resolve(host, port, families, profile.resolveTimeout)
         addressFound()
         failures: list[tuple[InternetAddress, SSAError]] = []
-        chosen: dict[InternetAddress, tuple[Profile, TLSFactory]] = {}
+        chosen: dict[InternetAddress, Profile] = {}
         for address in found[: profile.limits.maxAddresses]:
             try:
-                chosen[address] = choose(address)
+                chosen[address] = choose(address)[0]
             except SSAError as error:
                 failures.append((address, error))
         waiting = list(chosen)
 
         def attempt(address: InternetAddress) -> Deferred[socket.socket]:
-            return Deferred.fromCoroutine(self._transport(address, address, chosen[address][0]))
+            return Deferred.fromCoroutine(self._transport(address, address, chosen[address]))
 
         spent = 0.0
         while waiting:
@@ -165,7 +167,7 @@ class Connecting:
             waiting = list(won.rest)
             began = self._clock.seconds()
             try:
-                return await self._secure(won.value, *chosen[won.address])
+                return await self._secure(won.value, choose)
             except SSAError as error:
                 failures.append((won.address, error))
                 spent += self._clock.seconds() - began
@@ -174,6 +176,15 @@ class Connecting:
                 if waiting:
                     self._nextAddress()
         raise mostTelling(host, failures)
+
+    @staticmethod
+    def _reached(sock: socket.socket) -> InternetAddress:
+        try:
+            return remoteAddress(sock)
+        except SSAError as error:
+            if error.errno == errno.ENOTCONN:
+                raise Cause.CLOSED_IN_HANDSHAKE.error("the peer was gone before it began") from error
+            raise
 
     async def _transport(
         self, remote: InternetAddress, asked: InternetAddress | None, profile: Profile
@@ -194,14 +205,18 @@ class Connecting:
             raise
         return sock
 
-    async def _secure(self, sock: socket.socket, profile: Profile, factory: TLSFactory) -> Secured:
+    async def _secure(self, sock: socket.socket, choose: Choose) -> Secured:
         """
-        Wait for a turn, then do the handshake.
+        Wait for a turn, then do the handshake, by the rules for where the socket is really connected to.
+
+        That need not be what it was meant to be: to 0.0.0.0, a socket connects to the address that it is bound to; a program of
+        the kernel's (BPF) may send it elsewhere; and an interceptor may be another user's.
 
         @param sock: owned by this function.
         """
         self._transportConnected()
         try:
+            profile, factory = choose(self._reached(sock))
             slot = await self._admission.take(
                 self._claimant, profile.limits.maxHandshakesPerProgram, profile.handshakeTimeout
             )

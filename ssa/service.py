@@ -307,6 +307,7 @@ class Daemon(MultiService):
             return
         self.shared.policy = policy
         self._watchFiles()
+        self._factories.policyChanged()
         self.log.info("files that the configuration names have changed and were read again")
 
     def reload(self) -> bool:

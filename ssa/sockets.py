@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 
 from ssa.admission import Admission, Claimant
 from ssa.api import IPPROTO_TLS, Address, DataPath, HostnameAddress, InternetAddress, Role
-from ssa.connecting import Connecting
+from ssa.connecting import Choose, Connecting
 from ssa.errors import Cause, SSAError, failed, oneLine
 from ssa.factories import MakesFactories, RunningRelay, Secured, TLSFactory
 from ssa.interfaces import Fetched, IInterceptor, IPlaintextEnd
@@ -450,7 +450,7 @@ class TLSSocket:
         identity = self._identity(remote)
         profile = self._inForce = self._allowed(identity.value, remote.port, remote.host)
         factory = self._services.factories.client(profile, self.options, identity)
-        return await self._newConnecting(profile, factory).toAddress(remote)
+        return await self._newConnecting(profile).toAddress(remote, self._chooser(identity, profile, factory))
 
     async def _connectToName(self, remote: HostnameAddress) -> Secured:
         """
@@ -458,35 +458,52 @@ class TLSSocket:
         refuses by the name that is looked up as well as by the one that the peer has to prove.
         """
         identity = self._identity(remote)
-        make = self._services.factories.client
         self._allowed(remote.host, remote.port)
         profile = self._inForce = self._allowed(identity.value, remote.port)
-        factory = make(profile, self.options, identity)
-
-        def choose(address: InternetAddress) -> tuple[Profile, TLSFactory]:
-            self._allowed(remote.host, remote.port, address.host)
-            found = self._inForce = self._allowed(identity.value, remote.port, address.host)
-            return (profile, factory) if found is profile else (found, make(found, self.options, identity))
-
-        return await self._newConnecting(profile, factory).toName(
+        factory = self._services.factories.client(profile, self.options, identity)
+        choose = self._chooser(identity, profile, factory, remote.host)
+        return await self._newConnecting(profile).toName(
             remote.host, remote.port, self._families(), self._services.resolver, self._life.addressFound, choose
         )
+
+    def _chooser(self, identity: Identity, profile: Profile, factory: TLSFactory, dialed: str = "") -> Choose:
+        """
+        Say what holds for an address.
+
+        @param profile: what was found first, with its C{factory}.
+        @param dialed: the name that was looked up.
+        """
+
+        def choose(address: InternetAddress) -> tuple[Profile, TLSFactory]:
+            if dialed:
+                self._allowed(dialed, address.port, address.host)
+            found = self._inForce = self._allowed(identity.value, address.port, address.host)
+            if found is profile:
+                return profile, factory
+            return found, self._services.factories.client(found, self.options, identity)
+
+        return choose
 
     async def _upgrade(self, role: Role, remote: InternetAddress) -> None:
         if role is Role.CLIENT:
             identity = self._identity(remote)
             profile = self._inForce = self._allowed(identity.value, remote.port, remote.host)
             factory = self._services.factories.client(profile, self.options, identity)
+            choose = self._chooser(identity, profile, factory)
         else:
             profile = self._inForce = self._allowed(None, 0)
             factory = self._services.factories.server(profile, self.options)
+
+            def choose(address: InternetAddress) -> tuple[Profile, TLSFactory]:
+                return profile, factory
+
         try:
-            secured = await self._newConnecting(profile, factory).toAddress(remote)
+            secured = await self._newConnecting(profile).toAddress(remote, choose)
         finally:
             factory.close()
         await self._establish(secured)
 
-    def _newConnecting(self, profile: Profile, factory: TLSFactory) -> Connecting:
+    def _newConnecting(self, profile: Profile) -> Connecting:
         services = self._services
         self._connecting = Connecting(
             services.reactor,
@@ -494,7 +511,6 @@ class TLSSocket:
             self._interceptor,
             self.id,
             profile,
-            factory,
             services.admission,
             self._claimant(),
             self._life.transportConnected,

@@ -46,7 +46,8 @@ def peerOf(connection: SSL.Connection, remote: InternetAddress, accepted: bool) 
             return None
         raise Cause.VALIDATION.error("the chain that was verified is not known")
     identity = check.identity.value if check.identity is not None else ""
-    return Peer(chain, identity, not accepted, remote.host, remote.port, check.resumed)
+    isProgramsTrust = check.rules is not None and check.rules.isProgramsStore
+    return Peer(chain, identity, not accepted, remote.host, remote.port, check.resumed, isProgramsTrust, check.user)
 
 
 class Validating:

@@ -38,6 +38,9 @@ class Peer:
     @ivar host: its IP address.
     @ivar port: its port.
     @ivar isResumed: whether a session was resumed.
+    @ivar isProgramsTrust: whether the trusted certificates are the program's own (TLS_TRUSTED_PEER_CERTIFICATES): then what the
+        peer has proved was proved to that program, and counts for no other one.
+    @ivar user: the user whose program it is; -1 if that is not known.
     """
 
     chain: tuple[x509.Certificate, ...]
@@ -46,6 +49,8 @@ class Peer:
     host: str
     port: int
     isResumed: bool = False
+    isProgramsTrust: bool = False
+    user: int = -1
 
     @property
     def certificate(self) -> x509.Certificate:

@@ -27,6 +27,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAME = re.compile(r"[a-z0-9_*?.-]{1,253}")
 _NUMERIC = re.compile(r"[0-9.*?]+")
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""Where connect(2) to the addresses of no machine goes, on Linux; from a socket that is bound, to where it is bound to."""
 _HIGHEST_USER = 0xFFFFFFFE
 """The highest user id; (uid_t)-1 is none, chown(2)."""
 
@@ -90,6 +92,12 @@ def _plainAddress(text: str) -> str:
     return str(address)
 
 
+def _addressesOf(text: str) -> tuple[str, ...]:
+    """List the addresses that an address stands for: itself, and where connect(2) to it goes; none if it is no address."""
+    plain = _plainAddress(text)
+    return tuple(each for each in (plain, _LOOPBACK.get(plain, "")) if each)
+
+
 @dataclass(frozen=True)
 class Match:
     """
@@ -119,8 +127,8 @@ class Match:
             return True
         if destination is None:
             return False
-        own = _plainAddress(destination)
-        addresses = [text for text in (own, _plainAddress(address)) if text]
+        own = _addressesOf(destination)
+        addresses = (*own, *_addressesOf(address))
         names = [] if own else [destination.lower().rstrip(".")]
         return any(place.matches(names, addresses, port) for place in self.destinations)
 

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import ssl
+import struct
 from typing import Any
 
 from twisted.internet.threads import deferToThread
@@ -16,8 +17,10 @@ from ssa.api import HostnameAddress, InternetAddress, Option, Role
 from ssa.configuration import loadConfiguration
 from ssa.errors import SSAError
 from ssa.policy.profile import Policy
+from ssa.protocol.messages import HandshakeReturn
 from ssa.test.badservers import echo, running, serverContext
-from ssa.test.loopback import Program
+from ssa.test.ctlogs import TestLog, issueLogged, logListBytes
+from ssa.test.loopback import Program, startConnect
 from ssa.test.pki import Credential, otherCA, testCA, testKey
 from ssa.test.test_daemon import DaemonCase, after, exchange
 from ssa.tls.policyfiles import LoadedFiles
@@ -140,6 +143,44 @@ class ProfileTests(PolicyCase):
             self.assertEqual(errno.EPROTO, (await self.connectToName("a.example", server.port))[0])
             self.configure("[profile strict]\nDestination = 127.1.0.0/16\nMinProtocol = TLSv1.3\n")
             self.assertEqual(0, (await self.connectToName("a.example", server.port))[0])
+
+    async def connectElsewhere(self, announced: InternetAddress, real: InternetAddress) -> tuple[int, str]:
+        """Connect with an interceptor that tells another address than the one that it connects to."""
+        program = await self.client()
+        program.real = startConnect(real)
+        answer = await self.interceptor.end.notify(self.interceptor._connectNotify(program, announced))
+        assert isinstance(answer, HandshakeReturn)
+        return -answer.result, await self.interceptor.error(program)
+
+    async def test_elsewhere(self) -> None:
+        """What holds is what holds for the address that the socket is connected to, not for the one that was announced."""
+        weak = "[default]\nMinProtocol = TLSv1.3\n[profile weak]\nDestination = {}\nMinProtocol = TLSv1.2\n"
+        context = serverContext(testCA().issue(), maximum=ssl.TLSVersion.TLSv1_2)
+        with running(echo(context)) as server:
+            real, announced = local(server.port), local(server.port, "192.0.2.7")
+            self.configure("[profile no]\nDestination = 127.0.0.0/8\nAccess = deny\n")
+            number, text = await self.connectElsewhere(announced, real)
+            self.assertEqual(errno.EPERM, number, text)
+            self.assertIn("server.example (127.0.0.1)", text)
+            self.assertIn("[profile no]", text)
+            self.configure("[profile no]\nDestination = 192.0.2.7\nAccess = deny\n")
+            self.assertEqual(errno.EPERM, (await self.connectElsewhere(announced, real))[0])
+            self.configure(weak.format("192.0.2.7"))
+            self.assertEqual(errno.EPROTO, (await self.connectElsewhere(announced, real))[0])
+            self.configure(weak.format("127.0.0.1"))
+            self.assertEqual((0, ""), await self.connectElsewhere(announced, real))
+            self.configure(weak.format(f"192.0.2.7:{server.port}"))
+            self.assertEqual(errno.EPROTO, (await self.connectElsewhere(announced, real))[0])
+
+    async def test_everyAddress(self) -> None:
+        """0.0.0.0 is this machine, by its address or as a name's."""
+        self.lookUp({"zero.example": ["0.0.0.0"]})
+        with running(echo(serverContext(testCA().issue()))) as server:
+            self.assertEqual((0, ""), await self.connectToName("zero.example", server.port))
+            self.configure("[profile no]\nDestination = 127.0.0.0/8\nAccess = deny\n")
+            self.assertEqual(errno.EPERM, (await self.connectToName("zero.example", server.port))[0])
+            program = await self.client()
+            self.assertEqual(errno.EPERM, await self.interceptor.connect(program, local(server.port, "0.0.0.0")))
 
     async def test_dialedName(self) -> None:
         """A name that is refused is refused under any identity, and does not get its weaker profile with another one."""
@@ -302,6 +343,36 @@ class ChangeTests(PolicyCase):
             self.assertEqual(errno.EKEYREJECTED, await self.interceptor.connect(other, local(server.port)))
             assert program.plain is not None
             self.assertEqual(b"still", await deferToThread(exchange, program.plain, b"still"))
+
+    async def connectAgain(self, port: int) -> tuple[int, bool]:
+        """Connect, exchange data, with which a ticket comes: the errno, and whether a session was resumed."""
+        program = await self.interceptor.newSocket()
+        await self.interceptor.set(program, Option.TLS_REMOTE_HOSTNAME, b"server.example")
+        number = await self.interceptor.connect(program, local(port))
+        if number:
+            return number, False
+        resumed = await self.interceptor.get(program, Option.TLS_RESUMED_SESSION) == struct.pack("=i", 1)
+        assert program.plain is not None
+        self.assertEqual(b"data", await deferToThread(exchange, program.plain, b"data"))
+        return 0, resumed
+
+    async def test_logs(self) -> None:
+        """A list of logs that changes ends the sessions that began under the old one."""
+        logs = [TestLog(name) for name in ("a", "b", "c", "d")]
+        roots = self.write("roots.pem", testCA().pem)
+        path = self.write("logs.json", logListBytes(*logs[:2]))
+        self.assertTrue(
+            self.configure(
+                f"[default]\nTrustStoreLocation = {roots}\nTransparencyLogs = {path}\nVerifyCertTransparency = on\n"
+            )
+        )
+        with running(echo(serverContext(issueLogged(testCA(), logs[:2])))) as server:
+            self.assertEqual((0, False), await self.connectAgain(server.port))
+            self.assertEqual((0, True), await self.connectAgain(server.port))
+            self.write("logs.json", logListBytes(*logs[2:]))
+            for _ in range(2):
+                self.daemon._watch._look()
+            self.assertEqual((errno.EKEYREJECTED, False), await self.connectAgain(server.port))
 
     async def test_byTheClock(self) -> None:
         """The daemon looks by itself."""

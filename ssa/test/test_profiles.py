@@ -84,6 +84,15 @@ class MatchingTests(SynchronousTestCase):
             ("[2001:db8::1]:443", "2001:db8::1", "", 444, False),
             ("fe80::/10", "fe80::1%eth0", "", 1, True),
             ("b.example 192.0.2.1 :25", "a.example", "", 25, True),
+            # connect(2) to 0.0.0.0 and :: goes to this machine.
+            ("127.0.0.0/8", "0.0.0.0", "", 1, True),
+            ("127.0.0.0/8", "::ffff:0.0.0.0", "", 1, True),
+            ("127.0.0.0/8", "a.example", "0.0.0.0", 1, True),
+            ("::1", "::", "", 1, True),
+            ("::1", "a.example", "::", 1, True),
+            ("::1", "0.0.0.0", "", 1, False),
+            ("0.0.0.0", "0.0.0.0", "", 1, True),
+            ("0.0.0.0", "127.0.0.1", "", 1, False),
         ):
             rule = f"[profile x]\nDestination = {text}\nMinProtocol = TLSv1.3\n"
             found = policy(rule).profileFor(WEB, host, port, address).minProtocol == TLS_1_3

@@ -481,6 +481,15 @@ class TLS13Tests(_Common, ResumptionCase):
         self.assertResumed(self.link(talk=False))
         self.assertFull(self.link(talk=False))
 
+    def test_forgottenBeforeTicket(self) -> None:
+        """A ticket that comes after everything was forgotten, on a connection from before, is not kept; new ones are."""
+        before = self.link(talk=False)
+        self.sessions.forgetAll()
+        before.talk()
+        self.assertEqual(len(self.sessions), 0)
+        self.assertFull(self.link())
+        self.assertResumed(self.link())
+
     def test_bounded(self) -> None:
         """Of one destination only a few are kept."""
         for link in [self.link(talk=False) for _ in range(9)]:
@@ -500,6 +509,14 @@ class TLS12Tests(_Common, ResumptionCase):
         for link in links:
             self.assertResumed(link)
         self.assertEqual(len(self.sessions), 1)
+
+    def test_forgottenInHandshake(self) -> None:
+        """The session of a handshake during which everything was forgotten is not kept."""
+        before = self.link(talk=False)
+        self.sessions.forgetAll()
+        before.resumption.established(before.client, None)
+        self.assertEqual(len(self.sessions), 0)
+        self.assertFull(self.link())
 
 
 class SharedServerTests(ResumptionCase):

@@ -23,6 +23,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import Logger
 from twisted.plugin import IPlugin
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import directlyProvides, implementer
 
@@ -32,7 +33,8 @@ from ssa.api import InternetAddress, Option
 from ssa.engine import TLSFactories
 from ssa.errors import Cause, SSAError
 from ssa.factories import Secured
-from ssa.firstuse import FirstUseStore, FirstUseValidator, StoreError, StoreIsLocked
+from ssa.firstuse import FirstUseStore, FirstUseValidator, Seen, StoreError, StoreIsLocked, Use
+from ssa.options import SocketOptions
 from ssa.policy.profile import TLS_1_2, TLS_1_3, Profile
 from ssa.relay import RelayPool
 from ssa.resolve import DaemonThreadPool, Resolver
@@ -289,6 +291,41 @@ class PinTests(SynchronousTestCase):
         self.assertIsNone(PinValidator().validate(peer(isServer=False, identity=""), Profile(), None))
 
 
+class Here(Clock):
+    """A reactor whose threads are this one."""
+
+    def callFromThread(self, call: Callable[..., object], *arguments: object) -> None:
+        call(*arguments)
+
+
+class Inline:
+    """
+    A thread pool that works at once, or when it is told.
+
+    @ivar held: what it was given to do while C{isHeld}.
+    """
+
+    def __init__(self) -> None:
+        self.isHeld = False
+        self.held: list[Callable[[], None]] = []
+
+    def callInThreadWithCallback(
+        self, onResult: Callable[[bool, Any], None], work: Callable[..., Any], *arguments: object
+    ) -> None:
+        def run() -> None:
+            try:
+                result = work(*arguments)
+            except BaseException:
+                onResult(False, Failure())
+            else:
+                onResult(True, result)
+
+        if self.isHeld:
+            self.held.append(run)
+        else:
+            run()
+
+
 class StoreTests(SynchronousTestCase):
     """The file of first uses."""
 
@@ -301,81 +338,156 @@ class StoreTests(SynchronousTestCase):
             file.write(text)
         os.chmod(self.path, mode)
 
+    def add(
+        self, store: FirstUseStore, host: str, port: int, digest: bytes = bytes(32), user: int = 1000, isKept: bool = True
+    ) -> Seen | None:
+        """Learn of one server; raises what it cannot be kept for."""
+        (result,) = store.learn([Use((host, port), digest, user, isKept)], self.now)
+        if isinstance(result, StoreError):
+            raise result
+        return result
+
     def test_kept(self) -> None:
         """What is added is found, by another one too; the file is private and readable for a person."""
         store = FirstUseStore(self.path)
-        self.assertIsNone(store.find("a.example", 443))
-        self.assertEqual(store.add("a.example", 443, bytes(32), self.now), (bytes(32), "2026-01-02T03:04:05Z"))
-        store.add("2001:db8::1", 993, b"x" * 32, self.now)
+        self.assertIsNone(store.find(("a.example", 443)))
+        self.assertEqual(self.add(store, "a.example", 443), (bytes(32), "2026-01-02T03:04:05Z", 1000))
+        self.add(store, "2001:db8::1", 993, b"x" * 32, -1)
         for each in (store, FirstUseStore(self.path)):
-            self.assertEqual(each.find("a.example", 443), (bytes(32), "2026-01-02T03:04:05Z"))
-            self.assertEqual(each.find("2001:db8::1", 993), (b"x" * 32, "2026-01-02T03:04:05Z"))
-            self.assertIsNone(each.find("a.example", 993))
+            self.assertEqual(each.find(("a.example", 443)), (bytes(32), "2026-01-02T03:04:05Z", 1000))
+            self.assertEqual(each.find(("2001:db8::1", 993)), (b"x" * 32, "2026-01-02T03:04:05Z", -1))
+            self.assertIsNone(each.find(("a.example", 993)))
         self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
         with open(self.path) as file:
-            self.assertIn(f"a.example 443 {pinText(bytes(32))} 2026-01-02T03:04:05Z\n", file.read())
+            text = file.read()
+        self.assertIn(f"a.example 443 {pinText(bytes(32))} 2026-01-02T03:04:05Z 1000\n", text)
+        self.assertIn(f"2001:db8::1 993 {pinText(b'x' * 32)} 2026-01-02T03:04:05Z\n", text)
         self.assertEqual([name for name in os.listdir(os.path.dirname(self.path)) if name.endswith(".new")], [])
 
     def test_secondIsFirst(self) -> None:
-        """Of two that add at the same time the first one wins, and the second is told."""
+        """Of two that add at the same time the first one wins, and the second is told, in one turn as well."""
         one, two = FirstUseStore(self.path), FirstUseStore(self.path)
-        self.assertIsNone(two.find("a.example", 443))
-        one.add("a.example", 443, b"1" * 32, self.now)
-        self.assertEqual(two.add("a.example", 443, b"2" * 32, self.now)[0], b"1" * 32)
+        self.assertIsNone(two.find(("a.example", 443)))
+        self.add(one, "a.example", 443, b"1" * 32)
+        seen = self.add(two, "a.example", 443, b"2" * 32)
+        self.assertEqual(seen and seen.digest, b"1" * 32)
+        uses = [Use(("b.example", 443), digest * 32) for digest in (b"3", b"4")]
+        self.assertEqual(one.learn(uses, self.now), [Seen(b"3" * 32, "2026-01-02T03:04:05Z")] * 2)
 
     def test_edited(self) -> None:
         """An administrator's edit counts at once; a line that is no line stops everything, with its number."""
         store = FirstUseStore(self.path)
-        store.add("a.example", 443, bytes(32), self.now)
+        self.add(store, "a.example", 443)
+        self.assertIsNotNone(store.known())
         self.write(f"# nothing\n\nb.example 1 {pinText(b'y' * 32)} then\n")
-        self.assertEqual(store.find("b.example", 1), (b"y" * 32, "then"))
-        self.assertIsNone(store.find("a.example", 443))
+        self.assertIsNone(store.known())
+        self.assertEqual(store.find(("b.example", 1)), (b"y" * 32, "then", -1))
+        self.assertIsNone(store.find(("a.example", 443)))
         for line, words in (
             ("nonsense", ":2: this is not"),
             (f"a.example 0 {pinText(bytes(32))} t", ":2: this is not"),
+            (f"a.example 1 {pinText(bytes(32))} t root", ":2: this is not"),
             ("a.example 1 sha256/short= t", ":2: this is not"),
-            (f"b.example 1 {pinText(bytes(32))} t", ":2: b.example port 1 is there twice"),
+            (f"b.example 1 {pinText(bytes(32))} t 7", ":2: b.example port 1 is there twice"),
         ):
             self.write(f"b.example 1 {pinText(b'y' * 32)} then\n{line}\n")
-            self.assertIn(words, str(self.assertRaises(StoreError, store.find, "b.example", 1)))
-            self.assertRaises(StoreError, store.add, "c.example", 1, bytes(32), self.now)
+            self.assertIn(words, str(self.assertRaises(StoreError, store.find, ("b.example", 1))))
+            self.assertRaises(StoreError, self.add, store, "c.example", 1)
 
     def test_guarded(self) -> None:
         """A file that others can change, a link and a directory are refused."""
         self.write("", 0o620)
-        self.assertIn("can change it", str(self.assertRaises(StoreError, FirstUseStore(self.path).find, "a", 1)))
+        self.assertIn("can change it", str(self.assertRaises(StoreError, FirstUseStore(self.path).find, ("a", 1))))
         os.unlink(self.path)
         os.symlink("/dev/null", self.path)
-        self.assertRaises(StoreError, FirstUseStore(self.path).find, "a", 1)
+        self.assertRaises(StoreError, FirstUseStore(self.path).find, ("a", 1))
         os.unlink(self.path)
         os.mkdir(self.path)
-        self.assertIn("no regular file", str(self.assertRaises(StoreError, FirstUseStore(self.path).find, "a", 1)))
+        self.assertIn("no regular file", str(self.assertRaises(StoreError, FirstUseStore(self.path).find, ("a", 1))))
+        self.assertIsNone(FirstUseStore(self.path).known())
 
     def test_full(self) -> None:
-        """The number of entries is bounded."""
+        """The number of entries is bounded; what does not fit harms nobody else of the same turn."""
         store = FirstUseStore(self.path, 2)
+        self.add(store, "a.example", 1)
+        uses = [Use(("a.example", port), bytes(32)) for port in (2, 3, 1)]
+        second, third, first = store.learn(uses, self.now)
+        self.assertIsInstance(second, Seen)
+        self.assertIsInstance(first, Seen)
+        self.assertIsInstance(third, StoreError)
+        self.assertIn("is full", str(third))
+        self.assertIn("is full", str(self.assertRaises(StoreError, self.add, store, "a.example", 3)))
+        self.assertIsNotNone(store.find(("a.example", 1)))
+
+    def test_perUser(self) -> None:
+        """No user fills it for the others: each has a share, which counts after a restart too; root's is all of it."""
+        store = FirstUseStore(self.path, 10, 2)
         for port in (1, 2):
-            store.add("a.example", port, bytes(32), self.now)
-        self.assertIn("is full", str(self.assertRaises(StoreError, store.add, "a.example", 3, bytes(32), self.now)))
-        self.assertIsNotNone(store.find("a.example", 1))
+            self.add(store, "mine.example", port)
+        store = FirstUseStore(self.path, 10, 2)
+        self.assertIn("of user 1000", str(self.assertRaises(StoreError, self.add, store, "mine.example", 3)))
+        self.assertIsNotNone(self.add(store, "mine.example", 1))
+        self.assertIsNotNone(self.add(store, "b.example", 1, user=1001))
+        for port in range(1, 5):
+            self.assertIsNotNone(self.add(store, "root.example", port, user=0))
+        self.write("".join(line for line in self.lines() if "mine.example 1 " not in line))
+        self.assertIsNotNone(self.add(store, "mine.example", 3))
+
+    def lines(self) -> list[str]:
+        with open(self.path) as file:
+            return list(file)
+
+    def test_onlyCompared(self) -> None:
+        """What is not to be kept is looked up without a lock, and nothing is written."""
+        self.write(f"a.example 1 {pinText(b'y' * 32)} then\n")
+        store = FirstUseStore(self.path)
+        seen = self.add(store, "a.example", 1, isKept=False)
+        self.assertEqual(seen and seen.digest, b"y" * 32)
+        self.assertIsNone(self.add(store, "b.example", 1, isKept=False))
+        self.assertIsNone(store.find(("b.example", 1)))
+        self.assertFalse(os.path.exists(self.path + ".lock"))
+
+    def test_notReadAgain(self) -> None:
+        """After a write the file is known, without reading it again."""
+        store = FirstUseStore(self.path)
+        self.add(store, "a.example", 1)
+        parsed: list[bytes] = []
+
+        def parse(store: FirstUseStore, data: bytes) -> dict[object, object]:
+            parsed.append(data)
+            return {}
+
+        self.patch(FirstUseStore, "_parse", parse)
+        for port in range(2, 5):
+            self.add(store, "a.example", port)
+        known = store.known()
+        self.assertEqual(len(known or ()), 4)
+        self.assertEqual(parsed, [])
+
+    def test_unreadable(self) -> None:
+        """What could not be read again is not written: it would make the whole file useless."""
+        store = FirstUseStore(self.path)
+        for host, port in (("a b", 1), ("a\nb", 1), ("", 1), ("a" * 256, 1), ("a.example", 0), ("a.example", 65536)):
+            self.assertIn("cannot hold", str(self.assertRaises(StoreError, self.add, store, host, port)))
+        self.assertFalse(os.path.exists(self.path))
 
     def test_large(self) -> None:
         """So is its size."""
         self.write("#" * (4 * 1024 * 1024 + 1))
-        self.assertIn("larger", str(self.assertRaises(StoreError, FirstUseStore(self.path).find, "a", 1)))
+        self.assertIn("larger", str(self.assertRaises(StoreError, FirstUseStore(self.path).find, ("a", 1))))
 
     def test_locked(self) -> None:
         """While another process writes, nothing is decided."""
         with open(self.path + ".lock", "w") as other:
             fcntl.flock(other, fcntl.LOCK_EX)
-            self.assertRaises(StoreIsLocked, FirstUseStore(self.path).add, "a.example", 1, bytes(32), self.now)
-        FirstUseStore(self.path).add("a.example", 1, bytes(32), self.now)
+            self.assertRaises(StoreIsLocked, self.add, FirstUseStore(self.path), "a.example", 1)
+        self.add(FirstUseStore(self.path), "a.example", 1)
 
     def test_noDirectory(self) -> None:
         """What cannot be written is no first use."""
         store = FirstUseStore("/nonexistent/store")
-        self.assertIsNone(store.find("a.example", 1))
-        self.assertRaises(StoreError, store.add, "a.example", 1, bytes(32), self.now)
+        self.assertIsNone(store.find(("a.example", 1)))
+        self.assertRaises(StoreError, self.add, store, "a.example", 1)
 
 
 class FirstUseTests(SynchronousTestCase):
@@ -384,67 +496,163 @@ class FirstUseTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.path = os.path.abspath(self.mktemp())
         self.profile = Profile(firstUseStore=self.path)
-        self.plugin = FirstUseValidator()
+        self.pool = Inline()
+        self.reactor = Here()
+        self.plugin = self.another()
+
+    def another(self) -> FirstUseValidator:
+        pool: Any = self.pool
+        return FirstUseValidator(pool)
+
+    def validate(self, shown: Peer, profile: Profile | None = None, plugin: FirstUseValidator | None = None) -> None:
+        """Ask; raises the refusal."""
+        waiting = (plugin or self.plugin).validate(shown, profile or self.profile, self.reactor)
+        if waiting is None:
+            return
+        results: list[Any] = []
+        waiting.addBoth(results.append)
+        (result,) = results
+        if isinstance(result, Failure):
+            result.raiseException()
 
     def test_sameKey(self) -> None:
         """The key counts, not the certificate: one that is renewed with it is accepted."""
         key = testKey("ec", 77)
-        self.assertIsNone(self.plugin.validate(peer(testCA().issue(key=key)), self.profile, None))
-        self.assertIsNone(self.plugin.validate(peer(testCA().issue(["other"], key=key)), self.profile, None))
-        self.assertIsNone(FirstUseValidator().validate(peer(testCA().issue(key=key)), self.profile, None))
+        self.validate(peer(testCA().issue(key=key)))
+        self.validate(peer(testCA().issue(["other"], key=key)))
+        self.validate(peer(testCA().issue(key=key)), plugin=self.another())
+        self.assertIsNone(self.plugin.validate(peer(testCA().issue(key=key)), self.profile, self.reactor))
 
     def test_changedKey(self) -> None:
         """Another key is refused; the text names both, and the file; without the line it is a first use again."""
         old, new = peer(testCA().issue(key=testKey("ec", 77))), peer(testCA().issue(key=testKey("ec", 78)))
-        self.plugin.validate(old, self.profile, None)
-        for _ in range(2):
-            error = self.assertRaises(SSAError, self.plugin.validate, new, self.profile, None)
-        self.assertEqual(error.errno, errno.EKEYREJECTED)
-        for word in (
-            Cause.KEY_CHANGED.text,
-            "server.example port 443",
-            pinText(keyDigest(old.certificate)),
-            pinText(keyDigest(new.certificate)),
-            f"remove its line from {self.path}",
-        ):
-            self.assertIn(word, error.reason)
+        self.validate(old)
+        for plugin in (None, None, self.another()):
+            error = self.assertRaises(SSAError, self.validate, new, plugin=plugin)
+            self.assertEqual(error.errno, errno.EKEYREJECTED)
+            for word in (
+                Cause.KEY_CHANGED.text,
+                "server.example port 443",
+                pinText(keyDigest(old.certificate)),
+                pinText(keyDigest(new.certificate)),
+                f"remove its line from {self.path}",
+            ):
+                self.assertIn(word, error.reason)
         with open(self.path) as file:
             lines = [line for line in file if not line.startswith("server.example 443 ")]
         with open(self.path, "w") as file:
             file.writelines(lines)
-        self.assertIsNone(self.plugin.validate(new, self.profile, None))
-        self.assertRaises(SSAError, self.plugin.validate, old, self.profile, None)
+        self.validate(new)
+        self.assertRaises(SSAError, self.validate, old)
 
     def test_otherPort(self) -> None:
         """Another port is another server."""
-        self.plugin.validate(peer(testCA().issue(key=testKey("ec", 77))), self.profile, None)
-        self.assertIsNone(self.plugin.validate(peer(testCA().issue(key=testKey("ec", 78)), port=993), self.profile, None))
+        self.validate(peer(testCA().issue(key=testKey("ec", 77))))
+        self.validate(peer(testCA().issue(key=testKey("ec", 78)), port=993))
+
+    def test_programsTrust(self) -> None:
+        """What a program's own authorities vouch for is compared, and never kept: it would decide for all other programs."""
+        old, new = (testCA().issue(key=testKey("ec", number)) for number in (77, 78))
+        for _ in range(2):
+            self.validate(peer(new, isProgramsTrust=True, user=1000))
+            self.assertFalse(os.path.exists(self.path))
+        self.validate(peer(old, user=1001))
+        for plugin in (None, self.another()):
+            self.assertRaises(SSAError, self.validate, peer(new, isProgramsTrust=True, user=1000), plugin=plugin)
+            self.validate(peer(old, isProgramsTrust=True, user=1000), plugin=plugin)
+
+    def test_user(self) -> None:
+        """Whose use it was stands in the file, for the share that each user has."""
+        self.validate(peer(user=1003))
+        seen = FirstUseStore(self.path).find(("server.example", 443))
+        self.assertEqual(seen and seen.user, 1003)
+        with open(self.path) as file:
+            lines = list(file)
+        with open(self.path, "w") as file:
+            file.writelines(lines + [f"x{n}.example 1 {pinText(bytes(32))} then 1003\n" for n in range(2499)])
+        error = self.assertRaises(SSAError, self.validate, peer(user=1003, port=1))
+        self.assertEqual(error.errno, errno.EKEYREJECTED)
+        self.assertIn("2500 entries of user 1003", error.reason)
+        self.validate(peer(user=1004, port=1))
 
     def test_noStore(self) -> None:
         """Without a file, or with one that cannot be used, everybody is refused."""
-        error = self.assertRaises(SSAError, self.plugin.validate, peer(), Profile(), None)
+        error = self.assertRaises(SSAError, self.validate, peer(), Profile())
         self.assertIn("FirstUseStore", error.reason)
         broken = Profile(firstUseStore="/nonexistent/store")
-        error = self.assertRaises(SSAError, self.plugin.validate, peer(), broken, None)
+        error = self.assertRaises(SSAError, self.validate, peer(), broken)
         self.assertEqual(error.errno, errno.EKEYREJECTED)
         self.assertIn("/nonexistent/store", error.reason)
 
     def test_waits(self) -> None:
         """While another process holds the store, it waits, and decides afterwards."""
-        clock = Clock()
         with open(self.path + ".lock", "w") as other:
             fcntl.flock(other, fcntl.LOCK_EX)
-            done = self.plugin.validate(peer(), self.profile, clock)
-            assert done is not None
-            clock.advance(0.1)
+            done = self.plugin.validate(peer(), self.profile, self.reactor)
+            later = self.plugin.validate(peer(port=1), self.profile, self.reactor)
+            assert done is not None and later is not None
+            self.reactor.advance(0.1)
             self.assertNoResult(done)
-        clock.advance(0.1)
+        self.reactor.advance(0.1)
         self.assertIsNone(self.successResultOf(done))
+        self.assertIsNone(self.successResultOf(later))
         self.assertTrue(os.path.exists(self.path))
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_inThread(self) -> None:
+        """The reactor waits for no disk: what is not known yet is read and written by one thread, once for all that wait."""
+        self.pool.isHeld = True
+        waiting = [self.plugin.validate(peer(port=port), self.profile, self.reactor) for port in range(1, 41)]
+        self.assertFalse(os.path.exists(self.path))
+        self.assertEqual(len(self.pool.held), 1)
+        written: list[int] = []
+        write = FirstUseStore._write
+
+        def counting(store: FirstUseStore, entries: Any) -> None:
+            written.append(len(entries))
+            write(store, entries)
+
+        self.patch(FirstUseStore, "_write", counting)
+        self.pool.held.pop()()
+        self.assertEqual(len(self.pool.held), 1)
+        self.pool.held.pop()()
+        self.assertEqual(self.pool.held, [])
+        for each in waiting:
+            assert each is not None
+            self.assertIsNone(self.successResultOf(each))
+        self.assertEqual(written, [1, 40])
+
+    def test_givenUp(self) -> None:
+        """Who does not wait any more takes no place in the line, and is not learnt from."""
+        self.pool.isHeld = True
+        waiting = [self.plugin.validate(peer(port=port), self.profile, self.reactor) for port in range(1, 41)]
+        for each in waiting:
+            assert each is not None
+            each.cancel()
+            self.failureResultOf(each, CancelledError)
+        last = self.plugin.validate(peer(port=99), self.profile, self.reactor)
+        assert last is not None
+        while self.pool.held:
+            self.pool.held.pop()()
+        self.assertIsNone(self.successResultOf(last))
+        store = FirstUseStore(self.path)
+        self.assertEqual([port for port in range(100) if store.find(("server.example", port)) is not None], [1, 99])
+
+    def test_trouble(self) -> None:
+        """A store that breaks refuses those that wait, and the next turn is not held up by it."""
+        self.pool.isHeld = True
+        first, second = (self.plugin.validate(peer(port=port), self.profile, self.reactor) for port in (1, 2))
+        assert first is not None and second is not None
+        os.mkdir(self.path)
+        self.pool.held.pop()()
+        self.assertIn("no regular file", self.failureResultOf(first, SSAError).value.reason)
+        os.rmdir(self.path)
+        self.pool.held.pop()()
+        self.assertIsNone(self.successResultOf(second))
 
     def test_clients(self) -> None:
         """Nothing is remembered of clients."""
-        self.assertIsNone(self.plugin.validate(peer(isServer=False), self.profile, None))
+        self.validate(peer(isServer=False))
         self.assertFalse(os.path.exists(self.path))
 
 
@@ -461,15 +669,23 @@ class ConnectionTests(TestCase):
         revocation = Revocation(reactor, reactor, threads, Fetcher(reactor, reactor, resolver, threads), None)
         self.factories = TLSFactories(reactor, reactor, self.relays, revocation, Staples(reactor, revocation))
 
-    def connect(self, profile: Profile, port: int) -> Deferred[Secured]:
+    def connect(self, profile: Profile, port: int, options: SocketOptions | None = None) -> Deferred[Secured]:
         sock = socket.create_connection(("127.0.0.1", port))
         self.addCleanup(sock.close)
         sock.setblocking(False)
-        return self.factories.client(profile, trusting(testCA()), parseIdentity("server.example")).handshake(sock)
+        if options is None:
+            options = trusting(testCA())
+        return self.factories.client(profile, options, parseIdentity("server.example")).handshake(sock)
 
-    async def refused(self, profile: Profile, port: int) -> SSAError:
+    def roots(self) -> str:
+        """A trust store of the administrator's."""
+        path = Path(self.mktemp()).absolute()
+        path.write_bytes(testCA().pem)
+        return str(path)
+
+    async def refused(self, profile: Profile, port: int, options: SocketOptions | None = None) -> SSAError:
         try:
-            secured = await self.connect(profile, port)
+            secured = await self.connect(profile, port, options)
         except SSAError as error:
             return error
         secured.abort()
@@ -503,7 +719,7 @@ class ConnectionTests(TestCase):
     async def test_firstUse(self) -> None:
         """First uses at the same time are decided alike: one key wins, the other server is refused."""
         path = os.path.abspath(self.mktemp())
-        profile = Profile(validation=("first-use",), firstUseStore=path)
+        profile = Profile(validation=("first-use",), firstUseStore=path, trustStore=self.roots())
         keys = [testCA().issue(key=testKey("ec", number)) for number in (77, 78)]
         contexts = [serverContext(each) for each in keys]
         turn = iter([0, 1] * 4)
@@ -512,7 +728,7 @@ class ConnectionTests(TestCase):
             echo(contexts[next(turn)])(sock)
 
         with running(serve) as server:
-            every = [self.connect(profile, server.port) for _ in range(8)]
+            every = [self.connect(profile, server.port, SocketOptions(number)) for number in range(8)]
             digests, refused = set(), 0
             for each in every:
                 try:
@@ -524,6 +740,21 @@ class ConnectionTests(TestCase):
                     digests.add(secured.info.peerChainPEM())
                     secured.abort()
         self.assertEqual((len(digests), refused), (1, 4))
+
+    async def test_firstUseOfOwnTrust(self) -> None:
+        """A server that only a program's own authority vouches for does not become everybody's."""
+        path = os.path.abspath(self.mktemp())
+        profile = Profile(validation=("first-use",), firstUseStore=path, trustStore=self.roots())
+        theirs, real = (serverContext(testCA().issue(key=testKey("ec", number))) for number in (77, 78))
+        shown = theirs
+        with running(lambda sock: echo(shown)(sock)) as server:
+            (await self.connect(profile, server.port)).abort()
+            shown = real
+            (await self.connect(profile, server.port, SocketOptions(1, 1001))).abort()
+            seen = FirstUseStore(path).find(("server.example", server.port))
+            self.assertEqual(seen and seen.user, 1001)
+            shown = theirs
+            self.assertIn(Cause.KEY_CHANGED.text, (await self.refused(profile, server.port)).reason)
 
     async def test_slowPlugin(self) -> None:
         """The program gets the connection when the plug-in has answered, and a refusal when it never does."""
@@ -642,6 +873,7 @@ class ConnectionTests(TestCase):
         found = peerOf(pair.client, remote, False)
         assert found is not None
         self.assertEqual((found.isServer, found.identity, found.isResumed), (True, "server.example", False))
+        self.assertEqual((found.isProgramsTrust, found.user), (True, -1))
         self.assertEqual(found.certificate, found.chain[0])
         self.assertIsNone(peerOf(self.pairWithClientCertificate(None).server, remote, True))
 

@@ -59,6 +59,7 @@ class PeerCheck:
         C{None} if it was not asked for them.
     @ivar rules: what the refusals name as the reason behind them; C{None} if they name none.
     @ivar protocols: the application protocols of this side.
+    @ivar user: the user whose program it is; -1 if that is not known.
     @ivar sentAlert: the number of the fatal alert that was sent; C{None} if none was.
     @ivar receivedAlert: the number of the fatal alert that was received; C{None} if none was.
     """
@@ -87,6 +88,7 @@ class PeerCheck:
         self.timestamps: bytes | None = None
         self.rules = rules
         self.protocols = tuple(protocols)
+        self.user = -1
         self.sentAlert: int | None = None
         self.receivedAlert: int | None = None
 

@@ -218,6 +218,7 @@ def clientConnection(
     connection = SSL.Connection(context, sock)
     rules = Rules(profile, store.path, store.isCustom)
     check = PeerCheck(identity, bool(credentials), rules=rules, protocols=options.protocols)
+    check.user = options.owner
     # OpenSSL's own bounds are off where obsolete protocols are allowed (L{newContext}).
     check.checksStrength = profile.minProtocol < TLS_1_2
     connection.set_app_data(check)

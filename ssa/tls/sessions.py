@@ -128,6 +128,8 @@ class SessionCache:
     The sessions of all clients of the daemon, bounded by number and by size, for all and for each user.
 
     Who has the most loses one when all are too many: a user's own connections decide about a user's sessions.
+
+    @ivar generation: how often everything was forgotten: what a connection from before brings is not kept.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class SessionCache:
         @param clock: tells the time in seconds.
         """
         self.clock = clock
+        self.generation = 0
         self._most = most
         self._mostPerOwner = mostPerOwner
         self._mostBytes = mostBytes
@@ -220,7 +223,8 @@ class SessionCache:
             self._remove(key)
 
     def forgetAll(self) -> None:
-        """Drop everything."""
+        """Drop everything, and what connections that there are would still bring."""
+        self.generation += 1
         self._owners.clear()
         self._byTrust.clear()
         self._counts.clear()
@@ -262,6 +266,7 @@ class Resumption:
         @param seconds: how long a session may be resumed; 0: none is resumed or kept.
         """
         self._cache = cache
+        self._generation = cache.generation
         self._key = key
         self._seconds = seconds
         self._proof: Proof | None = None
@@ -335,7 +340,7 @@ class Resumption:
     def _store(self, connection: SSL.Connection, once: bool) -> None:
         session = connection.get_session()
         proof = self._proof
-        if session is not None and proof is not None:
+        if session is not None and proof is not None and self._generation == self._cache.generation:
             expires = min(proof.since + self._seconds, proof.until)
             self._cache.store(self._key, session, connection.get_context(), proof, expires, once)
 

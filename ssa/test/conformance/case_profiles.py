@@ -19,10 +19,20 @@ from ssa.test.conformance.case_names import hostAddress, rawConnect
 from ssa.test.conformance.peers import NAME, Server, echo, serverContext
 from ssa.test.pki import testCA
 
-DENIED, STRICT, OLD, MINE, THEIRS = (f"{name}.example" for name in ("denied", "strict", "old", "mine", "theirs"))
+DENIED, STRICT, OLD, MINE, THEIRS, STRANGE = (
+    f"{name}.example" for name in ("denied", "strict", "old", "mine", "theirs", "strange")
+)
 DENIED_ADDRESS = "127.0.0.66"
 
 CONFIGURATION = f"""\
+[profile loopback]
+Destination = 127.0.0.0/8 ::1
+Access = deny
+
+[profile open]
+Destination = {NAME} {STRICT} {OLD} {THEIRS}
+Access = allow
+
 [profile denied]
 Destination = {DENIED} {DENIED_ADDRESS} *.nowhere.invalid
 Access = deny
@@ -79,7 +89,7 @@ class Profiles(TLSCase):
             self.fails(errno.EPERM, sock.connect, server.address)
             told = self.tlsError(sock)
             self.assertIn(DENIED, told)
-            self.assertIn(":3 [profile denied]", told)
+            self.assertIn(":11 [profile denied]", told)
             self.fails(errno.ENOTCONN, sock.getpeername)
         sock.setsockopt(IPPROTO_TLS, Option.TLS_REMOTE_HOSTNAME, NAME.encode())
         sock.connect(server.address)
@@ -102,6 +112,38 @@ class Profiles(TLSCase):
         sock = self.clientSocket(name="")
         self.assertEqual(errno.EPERM, rawConnect(sock, hostAddress(DENIED_ADDRESS, server.address[1])))
         self.assertIn("[profile denied]", self.tlsError(sock))
+
+    def test_everyAddress(self) -> None:
+        """The addresses of no machine are this one: what is refused for loopback is refused for them, named or not."""
+        for family, here, addresses in (
+            (socket.AF_INET, "127.0.0.1", ("0.0.0.0",)),
+            (socket.AF_INET6, "127.0.0.1", ("::ffff:0.0.0.0",)),
+            (socket.AF_INET6, "::1", ("::",)),
+        ):
+            server = self.serve(host=here)
+            for host in (here if family == socket.AF_INET or here == "::1" else f"::ffff:{here}", *addresses):
+                with self.subTest(host=host):
+                    address = (host, server.address[1])
+                    for name in ("", STRANGE):
+                        sock = self.clientSocket(family, name=name)
+                        self.fails(errno.EPERM, sock.connect, address)
+                        self.assertIn("[profile loopback]", self.tlsError(sock))
+                    sock = self.clientSocket(family, name=STRANGE)
+                    self.assertEqual(errno.EPERM, rawConnect(sock, hostAddress(*address)))
+                    sock = self.clientSocket(family)
+                    sock.connect(address)
+                    sock.sendall(b"hello")
+                    self.assertEqual(b"hello", self.exactly(sock, 5))
+
+    def test_everyAddressBound(self) -> None:
+        """From a socket that is bound to an address, 0.0.0.0 is that one; which shows only when it is connected."""
+        server = self.serve(host=DENIED_ADDRESS)
+        sock = self.clientSocket()
+        sock.bind((DENIED_ADDRESS, 0))
+        self.fails(errno.EPERM, sock.connect, ("0.0.0.0", server.address[1]))
+        told = self.tlsError(sock)
+        self.assertIn("[profile denied]", told)
+        self.assertIn(f"({DENIED_ADDRESS})", told)
 
     def test_deniedBeforeLookingUp(self) -> None:
         """A name that is refused is not even looked up: EPERM instead of EHOSTUNREACH, under any identity."""
