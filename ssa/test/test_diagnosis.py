@@ -101,7 +101,12 @@ class ClientTests(LoopbackCase):
     async def against(
         self, serve: badservers.Serve, number: int, *words: str, profile: Profile | None = None
     ) -> SSAError:
-        with badservers.running(serve) as server:
+        def later(sock: socket.socket) -> None:
+            """What comes while the client writes its first message may be read at once, and is not seen."""
+            time.sleep(0.2)
+            serve(sock)
+
+        with badservers.running(later) as server:
             sock = self.connecting(server.port)
             options = trusting(testCA(), (Option.TLS_ALPN, b"h2,http/1.1"))
             connection = clientConnection(profile or Profile(), options, sock, parseIdentity("server.example"))

@@ -45,6 +45,11 @@ class FirstWords:
         self._socket: socket.socket | None = sock
         self._size = 4096
 
+    @property
+    def isSilent(self) -> bool:
+        """Whether the peer has said nothing yet, not even that it says nothing."""
+        return not self.heard and self._socket is not None
+
     def listen(self) -> None:
         """
         To be called before each reading; does nothing once the first message is known.

@@ -182,6 +182,10 @@ class Handshake:
     def _shakeHands(self) -> None:
         try:
             self._words.listen()
+            if self._words.isSilent and self._check.identity is None:
+                # A server has nothing to say before the client has.  So nothing comes between the look and OpenSSL's reading.
+                self._watch(reading=True, writing=False)
+                return
             self.connection.do_handshake()
         except SSL.WantReadError:
             self._watch(reading=True, writing=False)
