@@ -512,7 +512,10 @@ class EndTests(DaemonCase):
                 await after(0.05)
                 self.interceptor.end.close()
                 await self.interceptor.end.lost
-                await after(0.05)
+                for _ in range(100):
+                    if self.daemon.dispatcher.sockets == 1:
+                        break
+                    await after(0.02)
                 self.assertEqual(1, self.daemon.dispatcher.relays)
                 self.assertEqual(1, self.daemon.dispatcher.sockets)
                 self.assertEqual(0, self.daemon.dispatcher.handshakes)
