@@ -27,6 +27,7 @@ __all__ = [
     "causeOfVerifyCode",
     "connectionError",
     "describeVerifyCode",
+    "errorQueue",
     "failed",
     "oneLine",
 ]
@@ -349,6 +350,18 @@ def alertOf(errors: Iterable[tuple[str, str, str]]) -> str:
             # Some reasons leave the word out: "tlsv1 unrecognized name".
             return text.partition(" ")[2]
     return ""
+
+
+def errorQueue(error: Exception) -> list[tuple[str, str, str]]:
+    """
+    Take OpenSSL's error queue out of pyOpenSSL's exception.
+
+    @param error: an C{SSL.Error}.
+    @return: C{(library, function, reason)} in OpenSSL's order; empty if the exception has none.
+    """
+    if error.args and isinstance(error.args[0], (list, tuple)):
+        return [(str(a), str(b), str(c)) for a, b, c in error.args[0]]
+    return []
 
 
 def causeOfOpenSSL(errors: Sequence[tuple[str, str, str]]) -> tuple[Cause, str]:

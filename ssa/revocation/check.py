@@ -11,7 +11,7 @@ answer: "good" counts only if the cache does not know better.  Where no answer i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -265,19 +265,37 @@ class Revocation:
         return await self._perhapsInThread(size, parsed.answer, subject, self._now())
 
     async def _askResponders(self, subject: Subject, rules: Rules) -> Answer | None:
-        urls = subject.responders()[:MOST_URLS]
+        async def ask(url: str) -> Answer:
+            return (await self.fetchAnswer(subject, url, rules.reach, rules.owner))[0]
+
+        return await self._askEach(subject, "OCSP", "responder", subject.responders(), ask)
+
+    async def _askLists(self, subject: Subject, rules: Rules) -> Answer | None:
+        async def ask(url: str) -> Answer:
+            return await self._askList(subject, url, rules)
+
+        return await self._askEach(subject, "CRL", "list", subject.lists(), ask)
+
+    async def _askEach(
+        self, subject: Subject, kind: str, what: str, urls: Sequence[str], ask: Callable[[str], Awaitable[Answer]]
+    ) -> Answer | None:
+        """
+        Ask the sources of one kind, one after the other, until one answers.
+
+        @raise SSAError: EKEYREVOKED.
+        """
         if not urls:
-            subject.said.append("OCSP: the certificate names no responder")
-        for url in urls:
+            subject.said.append(f"{kind}: the certificate names no {what}")
+        for url in urls[:MOST_URLS]:
             try:
-                answer, _ = await self.fetchAnswer(subject, url, rules.reach, rules.owner)
+                answer = await ask(url)
             except NoAnswer as error:
-                subject.said.append(f"OCSP {url}: {error}")
+                subject.said.append(f"{kind} {url}: {error}")
                 continue
             except CancelledError:
-                subject.said.append(f"OCSP {url}: no answer yet")
+                subject.said.append(f"{kind} {url}: no answer yet")
                 raise
-            self._refuseRevoked(subject, answer, f"OCSP {url}")
+            self._refuseRevoked(subject, answer, f"{kind} {url}")
             return answer
         return None
 
@@ -329,23 +347,6 @@ class Revocation:
             answer = verifyAnswer(data, subject, self._now())
         await self._keepAnswer(subject, data, answer)
         return data
-
-    async def _askLists(self, subject: Subject, rules: Rules) -> Answer | None:
-        urls = subject.lists()[:MOST_URLS]
-        if not urls:
-            subject.said.append("CRL: the certificate names no list")
-        for url in urls:
-            try:
-                answer = await self._askList(subject, url, rules)
-            except NoAnswer as error:
-                subject.said.append(f"CRL {url}: {error}")
-                continue
-            except CancelledError:
-                subject.said.append(f"CRL {url}: no answer yet")
-                raise
-            self._refuseRevoked(subject, answer, f"CRL {url}")
-            return answer
-        return None
 
     async def _askList(self, subject: Subject, url: str, rules: Rules) -> Answer:
         key = _listKey(subject, url)

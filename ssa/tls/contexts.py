@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
-from ssa.errors import Cause, causeOfOpenSSL
+from ssa.errors import Cause, causeOfOpenSSL, errorQueue
 from ssa.options import SocketOptions
 from ssa.policy.profile import TLS_1_2, Profile
 from ssa.tls.certificates import (
@@ -144,7 +144,7 @@ def useCredentials(context: SSL.Context, credentials: Sequence[Credential]) -> N
             context.use_privatekey(credential.key)
             context.check_privatekey()
         except SSL.Error as error:
-            detail = causeOfOpenSSL(_queue(error))[1]
+            detail = causeOfOpenSSL(errorQueue(error))[1]
             described = describeCertificate(credential.certificate)
             raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"{detail} {described}") from None
 
@@ -161,13 +161,6 @@ def _useChainFile(context: SSL.Context, credential: Credential) -> None:
         file.write(chainPEM(credential.chain))
         file.flush()
         context.use_certificate_chain_file(f"/proc/self/fd/{descriptor}")
-
-
-def _queue(error: SSL.Error) -> list[tuple[str, str, str]]:
-    """Take OpenSSL's error queue out of pyOpenSSL's exception."""
-    if error.args and isinstance(error.args[0], (list, tuple)):
-        return [(str(a), str(b), str(c)) for a, b, c in error.args[0]]
-    return []
 
 
 def clientConnection(

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ssa.errors import Cause, SSAError, alertOf, causeOfOpenSSL, causeOfSystemError, connectionError, failed
+from ssa.errors import Cause, SSAError, alertOf, causeOfOpenSSL, causeOfSystemError, connectionError, errorQueue, failed
 from ssa.policy.profile import TLS_1_2
 from ssa.tcpstate import isOver
 from ssa.tls.connection import PeerCheck, peerCheckOf
@@ -210,7 +210,7 @@ class Handshake:
             return self._broken(error.args[0])
         if isinstance(error, SSL.ZeroReturnError):
             return self._closedEarly("the peer sent close_notify")
-        queue = _queue(error)
+        queue = errorQueue(error)
         if alertOf(queue) in _CERTIFICATE_ALERTS and self._mayLackCertificate():
             return Cause.NO_CLIENT_CERTIFICATE.error(causeOfOpenSSL(queue)[1])
         cause, detail = causeOfOpenSSL(queue)
@@ -323,13 +323,6 @@ def _closeAfterAlert(sock: socket.socket) -> None:
         sock.close()
 
 
-def _queue(error: SSL.Error) -> list[tuple[str, str, str]]:
-    """Take OpenSSL's error queue out of pyOpenSSL's exception."""
-    if error.args and isinstance(error.args[0], (list, tuple)):
-        return [(str(a), str(b), str(c)) for a, b, c in error.args[0]]
-    return []
-
-
 def describeConnectionError(error: SSL.Error) -> SSAError:
     """
     Say why an established connection failed: for the relay, when a read or a write raises.
@@ -341,7 +334,7 @@ def describeConnectionError(error: SSL.Error) -> SSAError:
     """
     if isinstance(error, SSL.SysCallError):
         return connectionError(error.args[0])
-    queue = _queue(error)
+    queue = errorQueue(error)
     cause, detail = causeOfOpenSSL(queue)
     if cause is Cause.CLOSED_IN_HANDSHAKE:
         return Cause.TRUNCATED.error()

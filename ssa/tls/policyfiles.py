@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
-from ssa.errors import Cause, SSAError, causeOfOpenSSL
+from ssa.errors import Cause, SSAError, causeOfOpenSSL, errorQueue
 from ssa.policy.parser import ConfigurationError
 from ssa.policy.profile import NamedFiles, Policy, Profile
 from ssa.tls.certificates import Credential, describeCertificate, pairCredentials, parseChains, parsePrivateKeys
@@ -181,22 +181,26 @@ class LoadedFiles:
 
 def _readPair(pair: tuple[str, str]) -> tuple[Credential, ...]:
     chainPath, keyPath = pair
-    try:
-        chains = parseChains(_read(chainPath, _LARGEST_CREDENTIAL))
-    except OSError as error:
-        raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"{chainPath}: {error.strerror}") from error
-    except ValueError as error:
-        raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"{chainPath}: {error}") from None
-    try:
-        keys = parsePrivateKeys(_read(keyPath, _LARGEST_CREDENTIAL))
-    except OSError as error:
-        raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"{keyPath}: {error.strerror}") from error
-    except ValueError as error:
-        raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"{keyPath}: {error}") from None
+    chains = _parsed(chainPath, parseChains)
+    keys = _parsed(keyPath, parsePrivateKeys)
     try:
         return pairCredentials(chains, keys)
     except ValueError as error:
         raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"{chainPath} and {keyPath}: {error}") from None
+
+
+def _parsed(path: str, parse: Callable[[bytes], T]) -> T:
+    """
+    Read one half of a credential.
+
+    @raise SSAError: ENOKEY, with the path and what is wrong.
+    """
+    try:
+        return parse(_read(path, _LARGEST_CREDENTIAL))
+    except OSError as error:
+        raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"{path}: {error}") from None
 
 
 def _readStore(path: str) -> TrustStore:
@@ -232,8 +236,7 @@ def _unusable(credential: Credential) -> str:
         context.use_privatekey(credential.key)
         context.check_privatekey()
     except SSL.Error as error:
-        queue = error.args[0] if error.args and isinstance(error.args[0], (list, tuple)) else []
-        return f"{causeOfOpenSSL(list(queue))[1]} {describeCertificate(credential.certificate)}"
+        return f"{causeOfOpenSSL(errorQueue(error))[1]} {describeCertificate(credential.certificate)}"
     return ""
 
 
