@@ -316,6 +316,7 @@ class Policy:
     @ivar logLevel: the least level that is logged: C{"debug"}, C{"info"}, C{"warn"}, C{"error"} or C{"critical"}.
     @ivar logFormat: C{"text"} or C{"json"}.
     @ivar named: the files that all profiles name.
+    @ivar file: the administrator's file; "" if there is none.
     @ivar randomSeed: path of a file, and how many bytes of it are mixed into the random number generator; C{("", 0)}: none.
     """
 
@@ -344,6 +345,7 @@ class Policy:
         self.logLevel = logLevel
         self.logFormat = logFormat
         self.randomSeed = randomSeed
+        self.file = ""
         self._found: dict[tuple[object, ...], Profile] = {}
         self._merged: dict[tuple[int, ...], Profile] = {}
 

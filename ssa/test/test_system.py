@@ -27,6 +27,7 @@ from ssa.policy.profile import Policy
 from ssa.privileges import CAP_NET_ADMIN, permitted
 from ssa.protocol.kernelport import State
 from ssa.service import Daemon
+from ssa.statusformat import SUFFIX
 from ssa.tap import GiveUpRights, Options, ReloadOnHangUp, TellManager
 from ssa.test.fakemodule import FakeModule
 from ssa.test.processes import ROOT
@@ -256,6 +257,7 @@ class ServiceTests(TestCase):
                 await daemon.stopService()
             self.assertEqual([state, State.STOPPED], changes)
             os.unlink(path + ".lock")
+            os.unlink(path + SUFFIX + ".lock")
 
     async def test_whole(self) -> None:
         """C{twistd ssa} tells the service manager, gives its rights up, and stops in order."""
