@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-__all__ = ["FORMAT", "SUFFIX"]
+__all__ = ["DEFAULT_DAEMON", "FORMAT", "SUFFIX"]
+
+DEFAULT_DAEMON = "/run/ssa/daemon.sock"
+"""The socket of the machine's daemon."""
 
 FORMAT = 1
 """

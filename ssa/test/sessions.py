@@ -169,14 +169,16 @@ class SessionTestCase(SynchronousTestCase):
             path.unlink()
         self.directory.rmdir()
 
-    def startDaemon(self, *options: str) -> subprocess.Popen[bytes]:
+    def startDaemon(self, *options: str, log: str = "-") -> subprocess.Popen[bytes]:
         """
         Start C{twistd ssa}; returns when it listens at C{socketPath}.
 
         @param options: of its command line.
+        @param log: the file for its warnings and errors.
         """
         self.socketPath = str(self.directory / "daemon.sock")
-        command = [sys.executable, "-m", "twisted", "--log-level=warn", "ssa", "--socket", self.socketPath, *options]
+        twist = [sys.executable, "-m", "twisted", "--log-level=warn", f"--log-file={log}"]
+        command = [*twist, "ssa", "--socket", self.socketPath, *options]
         process = subprocess.Popen(command, env=self.environment, cwd=self.environment["PYTHONPATH"])
 
         def stop() -> None:
