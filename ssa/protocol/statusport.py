@@ -374,7 +374,11 @@ class StatusPort(FileDescriptor):
             self._asking.end(uid)
             raise
         self._connections.add(transport)
-        Answer(transport, self._documents.pieces(uid), self._forAll if self._documents.seesAll(uid) else self._forOthers)
+        try:
+            Answer(transport, self._documents.pieces(uid), self._forAll if self._documents.seesAll(uid) else self._forOthers)
+        except BaseException:
+            transport.abortConnection()
+            raise
 
     def _ended(self, connection: _Connection, uid: int) -> None:
         self._connections.discard(connection)
