@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from twisted.trial.unittest import SkipTest
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import ssa
 from ssa.statusformat import SUFFIX
+from ssa.statustext import render
 from ssa.test.sessions import DEADLINE, Session, SessionTestCase
 from ssa.test.test_faults import Peer, within
 
@@ -51,6 +52,25 @@ def told(value: Any, name: str = "") -> Iterator[tuple[str, bool]]:
             yield from told(each, f"{name}[]")
     else:
         yield name, True
+
+
+class ExampleTests(SynchronousTestCase):
+    """C{docs/status.rst}."""
+
+    def test_example(self) -> None:
+        """The example has documented fields only, all that every document has, and can be shown."""
+        page = FIELDS.with_name("status.rst")
+        if not page.exists():
+            raise SkipTest("the documentation is not installed")
+        block = page.read_text(encoding="utf-8").split(".. code-block:: json\n\n")[1].split("\n\nThe fields")[0]
+        example = json.loads(block)
+        fields = set(told(example))
+        values = {name for name, isValue in fields if isValue and (name, False) not in fields}
+        self.assertEqual(set(), values - documented())
+        depends = ("errors", "sockets[].listener", "sockets[].sections[]")  # on what there is
+        missing = {name for name in documented() - {name for name, _ in fields} if not any(word in name for word in depends)}
+        self.assertEqual(set(), missing)
+        self.assertIn("profile payments", "\n".join(render(example, str)))
 
 
 class StatusCase(SessionTestCase):
