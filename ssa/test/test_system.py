@@ -253,6 +253,9 @@ class ServiceTests(TestCase):
                 await waiting
                 self.assertTrue(supervisor.recv(1000))
                 self.assertEqual(state, daemon.kernelState)
+                status = json.loads("".join(daemon.status.pieces(0)))
+                self.assertEqual(state.name.lower(), status["kernel_module"]["state"])
+                self.assertEqual(["kernel", "supervisor"][not privileged :], [each["kind"] for each in status["interceptors"]])
                 daemon.reload()
                 await daemon.stopService()
             self.assertEqual([state, State.STOPPED], changes)
