@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from ssa.policy.profile import DEFAULT_FILE
+from ssa.statusformat import DEFAULT_DAEMON
 from ssa.version import __version__
 
 _RUN_OPTIONS_WITH_VALUE = ("--config", "--daemon", "--way")
@@ -70,6 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("--address", default="", help="the address that a name stands for, for rules on addresses")
     explain.add_argument("file", metavar="FILE", nargs="?", default="", help=f"(default: {DEFAULT_FILE}, if it exists)")
+
+    status = commands.add_parser(
+        "status",
+        help="show what the machine's daemon serves",
+        description="Show what the machine's daemon serves now. Root and the daemon's own user see everything, others what is "
+        "theirs.",
+        epilog="The exit status is 0, or 1 with a line on standard error that says why there is nothing to show.",
+    )
+    status.add_argument("--json", action="store_true", help="print the daemon's document as it is; ssa(1) has its fields")
+    status.add_argument("--daemon", metavar="SOCKET", default=DEFAULT_DAEMON, help=f"(default: {DEFAULT_DAEMON})")
 
     commands.add_parser(
         "doctor",
@@ -196,7 +207,13 @@ def _doctor(_arguments: argparse.Namespace) -> int:
     return report(sys.stdout)
 
 
-_COMMANDS = {"check": _check, "doctor": _doctor, "explain": _explain}
+def _status(arguments: argparse.Namespace) -> int:
+    from ssa.statuscommand import main
+
+    return main(arguments.daemon, arguments.json)
+
+
+_COMMANDS = {"check": _check, "doctor": _doctor, "explain": _explain, "status": _status}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

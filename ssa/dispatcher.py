@@ -62,7 +62,7 @@ class Dispatcher:
         """
         self._services = services
         self._byInterceptor: dict[IInterceptor, dict[int, TLSSocket]] = {}
-        self._alive: set[TLSSocket] = set()
+        self._alive: dict[TLSSocket, None] = {}
         self._ofUser: Counter[int] = Counter()
         self._pendingEvents: Counter[tuple[IInterceptor, int]] = Counter()
         self._answers: dict[Deferred[Answer], Callable[[SSAError], None]] = {}
@@ -82,8 +82,17 @@ class Dispatcher:
 
     @property
     def bytesMoved(self) -> int:
-        """Plaintext that the connections that there are have carried, bytes."""
-        return sum(each.bytesMoved for each in self._alive)
+        """Plaintext that all connections since the start have carried, bytes."""
+        ended = self._services.counts.all
+        return ended.received + ended.sent + sum(sum(each.carried) for each in self._alive)
+
+    def allSockets(self) -> list[TLSSocket]:
+        """The sockets that there are, in the order of their making."""
+        return list(self._alive)
+
+    def socketsOf(self, interceptor: IInterceptor) -> int:
+        """How many sockets an interceptor has that its programs have not closed."""
+        return len(self._byInterceptor.get(interceptor, ()))
 
     @property
     def handshakes(self) -> int:
@@ -269,7 +278,7 @@ class Dispatcher:
         An id that is taken already, or a link that is gone, means that nobody
         can ever name the new socket: it is closed.
         """
-        self._alive.add(new)
+        self._alive[new] = None
         self._ofUser[new.uid] += 1
         known = self._byInterceptor.get(interceptor)
         if known is None or id in known:
@@ -279,7 +288,8 @@ class Dispatcher:
 
     def _gone(self, socket: TLSSocket) -> None:
         if socket in self._alive:
-            self._alive.remove(socket)
+            del self._alive[socket]
+            self._services.counts.carried(socket.caller.uid, *socket.carried)
             self._ofUser[socket.uid] -= 1
             if not self._ofUser[socket.uid]:
                 del self._ofUser[socket.uid]
@@ -325,6 +335,6 @@ class Dispatcher:
         return Return(event.event, event.id, -error.errno)
 
     def stageOf(self, interceptor: IInterceptor, id: int) -> Stage | None:
-        """Where a socket stands; C{None}: there is none.  For C{ssa status} and tests."""
+        """Where a socket stands; C{None}: there is none.  For tests."""
         found = self._byInterceptor.get(interceptor, {}).get(id)
         return found.stage if found is not None else None

@@ -38,7 +38,12 @@ from ssa.validating import Validating, peerOf
 
 
 class TLSFactories:
-    """Builds the factory of each tagged socket (L{ssa.factories.MakesFactories})."""
+    """
+    Builds the factory of each tagged socket (L{ssa.factories.MakesFactories}).
+
+    @ivar sessions: those that clients can resume.
+    @ivar contexts: those of clients that are kept.
+    """
 
     def __init__(
         self, reactor: Any, clock: IReactorTime, relays: RelayPool, revocation: Revocation, staples: Staples
@@ -56,15 +61,15 @@ class TLSFactories:
         self._revocation = revocation
         self._staples = staples
         self._validating = Validating(reactor)
-        self._sessions = SessionCache(clock.seconds)
-        self._contexts = ContextCache(self._sessions.forgetTrust)
+        self.sessions = SessionCache(clock.seconds)
+        self.contexts = ContextCache(self.sessions.forgetTrust)
 
     def policyChanged(self) -> None:
         """
         Forget the sessions of all clients.  Most of what a new policy changes is in their keys; what files say that it names,
         as pins or logs, is not.
         """
-        self._sessions.forgetAll()
+        self.sessions.forgetAll()
 
     def client(self, profile: Profile, options: SocketOptions, identity: Identity) -> TLSFactory:
         """
@@ -77,7 +82,7 @@ class TLSFactories:
 
         def connect(sock: socket.socket) -> SSL.Connection:
             return clientConnection(
-                profile, options, sock, identity, self._contexts, self._sessions, remoteAddress(sock)
+                profile, options, sock, identity, self.contexts, self.sessions, remoteAddress(sock)
             )
 
         judge = PeerJudge(self._revocation, profile, options, isServer=False)

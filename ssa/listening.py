@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ssa.admission import Admission, Claimant, Slot
-from ssa.errors import SSAError
+from ssa.errors import Cause, SSAError
 from ssa.factories import Secured, TLSFactory
 from ssa.liveoptions import neverWaitInClose
 from ssa.logs import PROGRAM
@@ -68,6 +68,9 @@ class Accepting(Protocol):
         A handshake has succeeded.  The Deferred fires when the connection is
         in the program's queue or given up; it owns C{secured} from now on.
         """
+
+    def connectionRefused(self, error: SSAError) -> None:
+        """A connection that was accepted has failed before L{connectionSecured}, or is given up with the listener."""
 
     def listenerShutDown(self) -> None:
         """
@@ -262,6 +265,7 @@ class Listener:
             secured = await self._handshake(sock)
         except SSAError as error:
             self.refused += 1
+            self._accepting.connectionRefused(error)
             suppressed = self._throttle.allow()
             if suppressed is not None:
                 self.log.info(
@@ -292,12 +296,20 @@ class Listener:
     def _served(self, result: object, serving: Deferred[None]) -> None:
         self._serving.discard(serving)
         self.inFlight -= 1
-        if isinstance(result, Failure) and not isinstance(result.value, CancelledError):
-            suppressed = self._failures.allow()
-            if suppressed is not None:
-                self.log.failure("an accepted connection failed in the daemon{more}", result, more=notLogged(suppressed))
+        if isinstance(result, Failure):
+            self._failed(result)
         if self._timer is None:
             self._resume()
+
+    def _failed(self, failure: Failure) -> None:
+        """A connection was given up with the listener, or by a mistake of ours."""
+        if isinstance(failure.value, CancelledError):
+            self._accepting.connectionRefused(Cause.CANCELLED.error("the listener was closed"))
+            return
+        self._accepting.connectionRefused(Cause.INTERNAL.error("an accepted connection"))
+        suppressed = self._failures.allow()
+        if suppressed is not None:
+            self.log.failure("an accepted connection failed in the daemon{more}", failure, more=notLogged(suppressed))
 
     def _rest(self, error: OSError) -> None:
         """Out of descriptors or memory: the kernel keeps the connections, try again later."""

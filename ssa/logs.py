@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import signal
@@ -22,11 +23,15 @@ import syslog
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from constantly import NamedConstant
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from twisted.python.logfile import LogFile
 from zope.interface import implementer
 
-__all__ = ["FORMATS", "LEVELS", "PROGRAM", "LogOutput", "forTwistd", "isJournal", "lineSink", "syslogSink"]
+from ssa.errors import SSAError
+
+__all__ = ["FORMATS", "LEVELS", "PROGRAM", "LogOutput", "forTwistd", "isJournal", "levelOf", "lineSink",
+           "syslogSink"]
 
 LEVELS = ("debug", "info", "warn", "error", "critical")
 """The levels, from the one that says the most."""
@@ -38,6 +43,19 @@ PROGRAM = "program {executable} ({comm}), pid {pid}, user {uid}"
 
 _PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
 """The levels of syslog(3)."""
+
+_REFUSALS = frozenset({errno.EPERM, errno.EKEYREJECTED, errno.EKEYEXPIRED, errno.EKEYREVOKED})
+
+
+def levelOf(error: SSAError) -> NamedConstant:
+    """
+    How much a failed call is worth to whoever reads the log.
+
+    @return: C{warn} for what a check or the policy has refused, C{error} for an error of the daemon, else C{info}.
+    """
+    if error.errno == errno.EIO:
+        return LogLevel.error
+    return LogLevel.warn if error.errno in _REFUSALS else LogLevel.info
 
 
 class _Stream(Protocol):

@@ -9,6 +9,7 @@ L{IPlaintextEnd<ssa.interfaces.IPlaintextEnd>}.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 
@@ -17,9 +18,30 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ssa.errors import SSAError
+from ssa.errors import Cause, SSAError
 from ssa.interfaces import IPlaintextEnd
 from ssa.tcpstate import close, isOver, queued
+
+
+def adoptPlaintextEnd(fd: int) -> socket.socket:
+    """
+    Make the plaintext end that an interceptor has sent a socket of the daemon.
+
+    @param fd: a connected TCP or unix stream socket; closed when refused.
+    @raise SSAError: EIO, it is something else.
+    """
+    refusal = Cause.INTERNAL.error("the interceptor sent something else than a stream socket as plaintext end")
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        os.close(fd)
+        raise refusal from error
+    if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX) or sock.type != socket.SOCK_STREAM:
+        sock.close()
+        raise refusal
+    sock.setblocking(False)
+    sock.set_inheritable(False)
+    return sock
 
 
 @implementer(IPlaintextEnd)

@@ -6,12 +6,14 @@ The daemon as a service: the same for C{twistd ssa} and for the one that C{ssa r
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -25,6 +27,7 @@ from ssa.netlink.port import INetlinkSystem
 from ssa.policy.parser import ConfigurationError
 from ssa.policy.profile import Limits, Policy
 from ssa.protocol.kernelport import KernelPort, State
+from ssa.protocol.statusport import StatusPort
 from ssa.protocol.supervised import DaemonEnd, LinkLimits, SupervisedPort
 from ssa.relay import RelayPool
 from ssa.resolve import MAX_RESOLVER_THREADS, DaemonThreadPool, Resolver
@@ -34,6 +37,8 @@ from ssa.revocation.fetch import Fetcher
 from ssa.revocation.stapling import Staples
 from ssa.sockets import Services
 from ssa.stallguard import StallGuard
+from ssa.status import ConfigurationState, Parts, Status
+from ssa.statusformat import SUFFIX
 from ssa.tls.keylog import reopenKeyLogs
 from ssa.tls.policyfiles import LoadedFiles, loadFiles
 from ssa.watching import FilesWatch
@@ -59,12 +64,21 @@ def _reserveFor(limits: Limits) -> int:
     return 2 * limits.maxSockets
 
 
+def _userName() -> str:
+    """The name of the user that this process runs as; "" if it has none."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return ""
+
+
 class Daemon(MultiService):
     """
     Serves interceptors.
 
     @ivar dispatcher: knows all sockets.
     @ivar shared: what all sockets share.
+    @ivar status: says what the daemon does.
     @ivar kernelChanged: called after each change of L{kernelState}.
     @ivar logOutput: has its level and format from the policy; C{None}: whoever started the daemon has chosen them.
     """
@@ -116,11 +130,34 @@ class Daemon(MultiService):
         self._watch = FilesWatch(self._clock, self._filesChanged)
         self._watchFiles()
         self._ports: list[SupervisedPort] = []
+        self._statusPorts: list[StatusPort] = []
         self._paths: list[str] = []
         self._ends: set[DaemonEnd] = set()
         self._kernel: KernelPort | None = None
         self.kernelChanged: Callable[[], None] = lambda: None
         self.logOutput: LogOutput | None = None
+        self._configuration = ConfigurationState()
+        self.status = Status(
+            Parts(
+                self.shared,
+                self.dispatcher,
+                self._relays.buffers,
+                self._factories.sessions,
+                self._factories.contexts,
+                revocation.cache,
+                self._configuration,
+                lambda: self.kernelState,
+                self._supervisors,
+                lambda: None if self._kernel is None else self._kernel.end,
+                os.geteuid,
+                os.getpid,
+            )
+        )
+
+    def _supervisors(self) -> list[DaemonEnd]:
+        """Those that are connected."""
+        own = [end for end in self._ends if not end.isLost]
+        return [end for port in self._ports for end in port.ends] + own
 
     @property
     def kernelState(self) -> State:
@@ -147,9 +184,9 @@ class Daemon(MultiService):
 
     def listenAt(self, path: str) -> None:
         """
-        Serve supervisors that connect to a unix socket, from L{startService} on.
+        Serve supervisors that connect to a unix socket, from L{startService} on, and tell the status at another one beside it.
 
-        @param path: of the socket.
+        @param path: of the socket; that of the other one ends in L{SUFFIX} too.
         """
         self._paths.append(path)
 
@@ -205,30 +242,51 @@ class Daemon(MultiService):
         """
         Open the sockets, while the process may still do so.
 
-        @raise twisted.internet.error.CannotListenError: another daemon is there, or the path cannot be used.
+        @raise twisted.internet.error.CannotListenError: another daemon is there, or the path cannot be used.  Nothing is open
+            then.
         """
         super().privilegedStartService()  # type: ignore[no-untyped-call]
         raiseDescriptorLimit()
-        limits = self.shared.policy.default.limits
-        for path in self._paths:
-            port = SupervisedPort(
-                self._reactor,
-                path,
-                self.dispatcher,
-                maximumConnections=limits.maxInterceptors,
-                limits=self._linkLimits(),
-                makeEnd=self._newEnd,
-            )
-            port.startListening()
-            self._ports.append(port)
-            self.log.info("serving at {path}", path=path)
+        try:
+            for path in self._paths:
+                self._open(path)
+        except CannotListenError:
+            self._closePorts()
+            raise
         self._paths = []
+
+    def _open(self, path: str) -> None:
+        """Open the two sockets of a path."""
+        port = SupervisedPort(
+            self._reactor,
+            path,
+            self.dispatcher,
+            maximumConnections=self.shared.policy.default.limits.maxInterceptors,
+            limits=self._linkLimits(),
+            makeEnd=self._newEnd,
+        )
+        port.startListening()
+        self._ports.append(port)
+        status = StatusPort(self._reactor, path + SUFFIX, self.status)
+        status.startListening()
+        self._statusPorts.append(status)
+        self.log.info("serving at {path}", path=path)
+
+    def _closePorts(self) -> None:
+        """Close all of them."""
+        for status in self._statusPorts:
+            status.stopListening()
+        for port in self._ports:
+            port.stopListening()
+        self._ports, self._statusPorts = [], []
 
     def startService(self) -> None:
         """Begin to serve."""
         if self._paths:
             self.privilegedStartService()
         super().startService()  # type: ignore[no-untyped-call]
+        if self._statusPorts:
+            self.status.userName = _userName()  # looking it up may take its time: not in the daemon of `ssa run`
         self._policyChanged()
         self._threads.start()
         self._watch.start()
@@ -241,6 +299,7 @@ class Daemon(MultiService):
         End in order: pending calls fail with ENETDOWN now, connections get L{STOP_TIME}
         to pass on what they hold and are then cut, the links are closed last.
         """
+        self.status.isStopping = True
         self._watch.stop()
         self.dispatcher.stop()
         deadline = self._clock.seconds() + STOP_TIME
@@ -251,9 +310,7 @@ class Daemon(MultiService):
                 break
             await self._sleep(_STOP_STEP)
         self.dispatcher.abortAll()
-        for port in self._ports:
-            port.stopListening()
-        self._ports = []
+        self._closePorts()
         for end in self._ends:
             end.close()
         self._ends.clear()
@@ -303,8 +360,10 @@ class Daemon(MultiService):
             files = self.shared.policy.default.files
             policy = loadFiles(self.shared.policy, isinstance(files, LoadedFiles) and files.mayLack)
         except ConfigurationError as error:
+            self._configuration.hasFailed(error, onlyFiles=True)
             self.log.error("files have changed and have errors, the old ones stay in force:\n{error}", error=str(error))
             return
+        self._configuration.succeeded(onlyFiles=True)
         self.shared.policy = policy
         self._watchFiles()
         self._factories.policyChanged()
@@ -324,8 +383,10 @@ class Daemon(MultiService):
         try:
             policy = self._loadPolicy()
         except Exception as error:
+            self._configuration.hasFailed(error)
             self.log.error("the configuration has errors, the old one stays in force:\n{error}", error=str(error))
             return False
+        self._configuration.succeeded()
         self.shared.policy = policy
         self._watchFiles()
         self._factories.policyChanged()

@@ -11,32 +11,33 @@ established connection that ends badly sets it.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from constantly import NamedConstant
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IReactorFDSet, IReactorTime
-from twisted.logger import Logger, LogLevel
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ssa.admission import Admission, Claimant
 from ssa.api import IPPROTO_TLS, Address, DataPath, HostnameAddress, InternetAddress, Role
 from ssa.connecting import Choose, Connecting
+from ssa.counts import Counts
 from ssa.errors import Cause, SSAError, failed, oneLine
 from ssa.factories import MakesFactories, RunningRelay, Secured, TLSFactory
 from ssa.interfaces import Fetched, IInterceptor, IPlaintextEnd
 from ssa.listening import Listener
 from ssa.liveoptions import checkSettable, getLiveOption, setLiveOption
-from ssa.logs import PROGRAM
+from ssa.logs import PROGRAM, levelOf
 from ssa.options import IConnectionInfo, Phase, SocketOptions
+from ssa.plaintext import adoptPlaintextEnd
 from ssa.policy.profile import Caller, Policy, Profile
 from ssa.realsocket import adoptRealSocket, keepUntilTaken
 from ssa.resolve import Resolver
 from ssa.serving import CurrentServer
+from ssa.socketstatus import Attempt, SocketFacts
 from ssa.states import Life, Stage, newLife
 from ssa.throttle import Throttle, notLogged
 from ssa.tls.identity import Identity, parseIdentity
@@ -65,6 +66,7 @@ class Services:
     @ivar resolver: looks names up.
     @ivar admission: bounds the handshakes in flight.
     @ivar factories: builds the TLS of a socket.
+    @ivar counts: what has been done since the start.
     @ivar throttle: bounds the log lines on failed calls.
     @ivar failures: bounds the tracebacks of what fails in the daemon: who has found out how, can repeat it at will.
     @ivar lastID: the last TLS_ID given out.
@@ -81,6 +83,7 @@ class Services:
     failures: Throttle = field(init=False)
     lastID: int = 0
     options: dict[int, SocketOptions] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
         self.throttle = Throttle(self.clock, burst=100, interval=0.5)
@@ -90,20 +93,6 @@ class Services:
         """A TLS_ID: never the same twice while the daemon lives."""
         self.lastID += 1
         return self.lastID
-
-
-_REFUSALS = frozenset({errno.EPERM, errno.EKEYREJECTED, errno.EKEYEXPIRED, errno.EKEYREVOKED})
-
-
-def levelOf(error: SSAError) -> NamedConstant:
-    """
-    How much a failed call is worth to whoever reads the log.
-
-    @return: C{warn} for what a check or the policy has refused, C{error} for an error of the daemon, else C{info}.
-    """
-    if error.errno == errno.EIO:
-        return LogLevel.error
-    return LogLevel.warn if error.errno in _REFUSALS else LogLevel.info
 
 
 def _descriptorOf(fd: int) -> list[int]:
@@ -116,27 +105,6 @@ def _descriptorOfFetched(fetched: Fetched) -> list[int]:
 
 def _descriptorOfAccepted(reply: tuple[int, int]) -> list[int]:
     return [reply[1]]
-
-
-def adoptPlaintextEnd(fd: int) -> socket.socket:
-    """
-    Make the plaintext end that an interceptor has sent a socket of the daemon.
-
-    @param fd: a connected TCP or unix stream socket; closed when refused.
-    @raise SSAError: EIO, it is something else.
-    """
-    refusal = Cause.INTERNAL.error("the interceptor sent something else than a stream socket as plaintext end")
-    try:
-        sock = socket.socket(fileno=fd)
-    except OSError as error:
-        os.close(fd)
-        raise refusal from error
-    if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX) or sock.type != socket.SOCK_STREAM:
-        sock.close()
-        raise refusal
-    sock.setblocking(False)
-    sock.set_inheritable(False)
-    return sock
 
 
 class TLSSocket:
@@ -196,6 +164,10 @@ class TLSSocket:
         self._listener: Listener | None = None
         self._secured: Secured | None = None
         self._relay: RunningRelay | None = None
+        self._carried = (0, 0)
+        self._attempt: Attempt | None = None
+        self._made = services.clock.seconds()
+        self._established: float | None = None
 
     def __repr__(self) -> str:
         return f"<TLSSocket {self.id} {self.stage.value}>"
@@ -218,9 +190,26 @@ class TLSSocket:
         return self._relay is not None
 
     @property
-    def bytesMoved(self) -> int:
-        """Plaintext that its connection has carried in both directions, bytes; 0 when it has none."""
-        return self._relay.bytesIn + self._relay.bytesOut if self._relay is not None else 0
+    def carried(self) -> tuple[int, int]:
+        """Plaintext that its connection has brought to the program, and taken from it, bytes; also when it has ended."""
+        return (self._relay.bytesIn, self._relay.bytesOut) if self._relay is not None else self._carried
+
+    def facts(self) -> SocketFacts:
+        """What is known of it, for C{ssa status}."""
+        return SocketFacts(
+            self.options.id,
+            self.stage,
+            self.caller,
+            self._attempt,
+            self._inForce,
+            self._secured,
+            self.hasRelay,
+            self.carried,
+            self._listener,
+            self.options.error,
+            self._made,
+            self._established,
+        )
 
     def describe(self) -> dict[str, object]:
         """Who it belongs to, for the log; nothing secret."""
@@ -322,14 +311,8 @@ class TLSSocket:
         @return: fires when the peer has proved its identity and data can flow; fails with L{SSAError}.
         """
         begin = self._life.resolve if isinstance(remote, HostnameAddress) else self._life.connect
-        destination = remote.host
-        return self._start(
-            begin,
-            lambda: self._connect(remote),
-            f"connect to {destination} port {remote.port}",
-            destination=destination,
-            port=remote.port,
-        )
+        what = f"connect to {remote.host} port {remote.port}"
+        return self._start(begin, lambda: self._connect(remote), what, Attempt(Role.CLIENT, remote=remote))
 
     def upgrade(self, role: Role, remote: InternetAddress) -> Deferred[None]:
         """
@@ -341,8 +324,7 @@ class TLSSocket:
             self._life.upgrade,
             lambda: self._upgrade(role, remote),
             f"upgrade of the connection to {remote}",
-            destination=remote.host,
-            port=remote.port,
+            Attempt(role, remote=remote),
         )
 
     def listen(self, backlog: int, external: InternetAddress) -> Deferred[None]:
@@ -354,20 +336,15 @@ class TLSSocket:
         if self._listener is not None:
             listener = self._listener
             return self._start(self._life.listen, lambda: self._changeBacklog(listener, backlog), "listen")
-        return self._start(
-            self._life.listen,
-            lambda: self._listen(external),
-            f"listen on {external}",
-            address=external.host,
-            port=external.port,
-        )
+        what = f"listen on {external}"
+        return self._start(self._life.listen, lambda: self._listen(external), what, Attempt(None, local=external))
 
     def _start(
         self,
         begin: Callable[[], None],
         work: Callable[[], Coroutine[Deferred[Any], Any, None]],
         what: str,
-        **where: object,
+        attempt: Attempt | None = None,
     ) -> Deferred[None]:
         """
         Begin a call, if the state allows it.
@@ -375,7 +352,7 @@ class TLSSocket:
         @param begin: the input of the state machine.
         @param work: does it.
         @param what: for the log.
-        @param where: the same as fields of the log.
+        @param attempt: what the socket shall become; C{None}: what it is already.
         """
 
         try:
@@ -390,15 +367,16 @@ class TLSSocket:
             self._connecting = None
             self._early.clear()
             if isinstance(result, Failure):
-                raise self._failed(result, what, where)
+                raise self._failed(result, what, attempt or Attempt(None))
             self.options.succeeded()
 
         self._giveUpWith = None
+        self._attempt = attempt or self._attempt
         pending: Deferred[None] = Deferred.fromCoroutine(work())
         self._pending = pending
         return pending.addBoth(ended)
 
-    def _failed(self, failure: Failure, what: str, where: dict[str, object]) -> SSAError:
+    def _failed(self, failure: Failure, what: str, attempt: Attempt) -> SSAError:
         """
         A call has failed: the socket is new again, and TLS_ERROR tells why.
 
@@ -421,10 +399,13 @@ class TLSSocket:
             self._life.fail()
         self._inForce = None
         self.options.failed(error)
+        if attempt.role is not None:
+            self._services.counts.failed(attempt.role, self.caller.uid, error)
         suppressed = self._services.throttle.allow()
         if suppressed is not None:
+            where = attempt.where()
             if self.options.remoteIdentity is not None:
-                where = {**where, "identity": self.options.remoteIdentity.value}
+                where["identity"] = self.options.remoteIdentity.value
             self.log.emit(
                 levelOf(error),
                 "{what} failed: {error}{more}; " + PROGRAM,
@@ -528,12 +509,13 @@ class TLSSocket:
 
         @raise SSAError: EINVAL, it can be nobody's.
         """
-        if self.options.remoteIdentity is not None:
-            return self.options.remoteIdentity
         try:
-            return parseIdentity(remote.host)
+            identity = self.options.remoteIdentity or parseIdentity(remote.host)
         except ValueError as error:
             raise Cause.BAD_VALUE.error(str(error)) from error
+        if self._attempt is not None:
+            self._attempt.identity = identity.value
+        return identity
 
     async def _establish(self, secured: Secured) -> None:
         """Get the plaintext end and let the data flow."""
@@ -552,10 +534,14 @@ class TLSSocket:
         self._startRelay(secured, plaintext)
 
     def _startRelay(self, secured: Secured, plaintext: IPlaintextEnd) -> None:
+        assert self._attempt is not None and self._attempt.role is not None
+        self._services.counts.succeeded(self._attempt.role, self.caller.uid)
+        self._established = self._services.clock.seconds()
         self._secured = secured
         self._relay = secured.relay(plaintext, self._relayEnded, self.uid)
 
     def _relayEnded(self, error: SSAError | None) -> None:
+        self._carried = self.carried
         self._relay = None
         if error is not None:
             self.options.failed(error)
@@ -634,6 +620,7 @@ class TLSSocket:
             plaintext = self._interceptor.plaintextEnd(newID, adoptPlaintextEnd(fd))
         except SSAError as error:
             secured.abort()
+            self.connectionRefused(error)
             self.log.info(
                 "a connection is not accepted: {error}; " + PROGRAM, error=str(error), errno=error.name, **self.describe()
             )
@@ -653,9 +640,14 @@ class TLSSocket:
             newLife(Stage.CONNECTED),
             self.options.inherit(self._services.nextID()),
         )
+        new._attempt = Attempt(Role.SERVER)
         new._inForce = self._serving.profile if self._serving is not None else self._inForce
         new._startRelay(secured, plaintext)
         self._adopt(newID, new)
+
+    def connectionRefused(self, error: SSAError) -> None:
+        """A connection that was accepted is given up (L{ssa.listening.Accepting})."""
+        self._services.counts.failed(Role.SERVER, self.caller.uid, error)
 
     def listenerShutDown(self) -> None:
         """The program has shut the real listener down, or is closing it (L{ssa.listening.Accepting})."""

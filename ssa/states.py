@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from automat import TypeMachineBuilder
 
@@ -87,11 +87,34 @@ class Life(Protocol):
         """The state."""
 
 
-class _Nothing:
-    """The machine keeps no data: its state is all there is to know."""
+class _Known:
+    """
+    What the machine tells of itself.
+
+    @ivar stage: its state.  The machine itself can be asked too, but looks through all its transitions to answer, and C{ssa
+        status} asks every socket.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
 
 
-_builder = TypeMachineBuilder(Life, _Nothing)
+class _Life:
+    """A machine with what it tells (L{Life})."""
+
+    def __init__(self, machine: Life, known: _Known) -> None:
+        self._machine = machine
+        self._known = known
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._machine, name)
+
+    def stage(self) -> Stage:
+        """See L{Life}."""
+        return self._known.stage
+
+
+_builder = TypeMachineBuilder(Life, _Known)
 _states = {stage: _builder.state(stage.value) for stage in Stage}
 
 _STEPS: dict[str, Callable[[Life], None]] = {
@@ -150,8 +173,15 @@ REFUSALS: tuple[tuple[Stage, str, int, str], ...] = (
 """(state, call, errno, why): calls of the program at the wrong time, as TCP answers them (connect(2), listen(2))."""
 
 
-def _refusal(number: int, why: str) -> Callable[[Life, _Nothing], None]:
-    def refuse(life: Life, nothing: _Nothing) -> None:
+def _arrival(stage: Stage) -> Callable[[Life, _Known], None]:
+    def arrive(life: Life, known: _Known) -> None:
+        known.stage = stage
+
+    return arrive
+
+
+def _refusal(number: int, why: str) -> Callable[[Life, _Known], None]:
+    def refuse(life: Life, known: _Known) -> None:
         raise SSAError(number, why)
 
     return refuse
@@ -161,11 +191,9 @@ for _source, _step, _target in TRANSITIONS:
     if _source is _target:
         _states[_source].upon(_STEPS[_step]).loop().returns(None)
     else:
-        _states[_source].upon(_STEPS[_step]).to(_states[_target]).returns(None)
+        _states[_source].upon(_STEPS[_step]).to(_states[_target])(_arrival(_target))
 for _source, _step, _number, _why in REFUSALS:
     _states[_source].upon(_STEPS[_step]).loop()(_refusal(_number, _why))
-for _stage, _state in _states.items():
-    _state.upon(Life.stage).loop().returns(_stage)
 
 _machine = _builder.build()
 
@@ -174,4 +202,5 @@ def newLife(stage: Stage = Stage.NEW) -> Life:
     """
     A life that begins in C{stage}: NEW, or CONNECTED for a socket that a listener has accepted.
     """
-    return _machine(_Nothing(), _states[stage])
+    known = _Known(stage)
+    return cast(Life, _Life(_machine(known, _states[stage]), known))

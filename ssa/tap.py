@@ -21,6 +21,7 @@ from ssa.policy.parser import ConfigurationError
 from ssa.policy.profile import DEFAULT_FILE, Policy
 from ssa.privileges import CAP_NET_ADMIN, keepOnly
 from ssa.service import Daemon
+from ssa.statusformat import SUFFIX
 
 DEFAULT_SOCKET = "/run/ssa/daemon.sock"
 """Where supervisors find the daemon of the machine."""
@@ -58,8 +59,12 @@ class Options(usage.Options):
         path = self["socket"]
         if not os.path.isabs(path):
             raise usage.UsageError(f"--socket: {path!r} is not an absolute path")
-        if len(os.fsencode(path)) > 107:
-            raise usage.UsageError("--socket: the path of a unix socket has at most 107 bytes (unix(7))")
+        most = 107 - len(SUFFIX)
+        if len(os.fsencode(path)) > most:
+            raise usage.UsageError(
+                f"--socket: the path may have {most} bytes; with {SUFFIX}, for `ssa status`, it is that of a unix socket too,"
+                " which has at most 107 (unix(7))"
+            )
         if self["config"]:
             # twistd changes the working directory.
             self["config"] = os.path.abspath(self["config"])

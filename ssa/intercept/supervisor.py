@@ -186,6 +186,7 @@ class Supervisor:
         caller = Caller.of(call.pid)
         core.listener.check(call)
         home = core.home(caller)
+        home.defaults.carried(family)  # read now, with our own rights; they are used with the caller's
         with home.network.program(family) as sock:
             sock.setblocking(not flags & socket.SOCK_NONBLOCK)
             endpoint = Endpoint.of(core.nextID(), sock, home, core.session)

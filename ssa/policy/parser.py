@@ -88,7 +88,9 @@ def loadPolicy(
             errors.append(f"{name}: it is not UTF-8 at byte {error.start}")
         except OSError as error:
             errors.append(f"{name}: {error.strerror}")
-    return parsePolicy(sources, errors, validators)
+    policy = parsePolicy(sources, errors, validators)
+    policy.file = path if any(name == path for name, _ in sources) else ""
+    return policy
 
 
 def _read(name: str) -> str:

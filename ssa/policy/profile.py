@@ -153,6 +153,8 @@ class Profile:
     @ivar files: what the files that the policy names held when it was loaded; C{None}: they are read when they are needed.
     @ivar conflict: what is contradictory about the rules that make up this profile; C{access} is C{False} then.
     @ivar origins: where values come from, by the keys of the file: see L{origin}.  Profiles that differ only in it are equal.
+    @ivar sections: the names of the file's sections that hold besides C{[default]}, in its order.  Profiles that differ only in
+        it are equal.
     """
 
     minProtocol: int = TLS_1_2
@@ -190,6 +192,7 @@ class Profile:
     files: PolicyFiles | None = field(default=None, compare=False, repr=False)
     conflict: str = ""
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    sections: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def origin(self, key: str) -> str:
         """
@@ -313,6 +316,7 @@ class Policy:
     @ivar logLevel: the least level that is logged: C{"debug"}, C{"info"}, C{"warn"}, C{"error"} or C{"critical"}.
     @ivar logFormat: C{"text"} or C{"json"}.
     @ivar named: the files that all profiles name.
+    @ivar file: the administrator's file; "" if there is none.
     @ivar randomSeed: path of a file, and how many bytes of it are mixed into the random number generator; C{("", 0)}: none.
     """
 
@@ -341,6 +345,7 @@ class Policy:
         self.logLevel = logLevel
         self.logFormat = logFormat
         self.randomSeed = randomSeed
+        self.file = ""
         self._found: dict[tuple[object, ...], Profile] = {}
         self._merged: dict[tuple[int, ...], Profile] = {}
 
@@ -384,6 +389,8 @@ class Policy:
         if profile is None:
             if len(self._merged) >= _MOST_MERGED:
                 self._merged.clear()
-            merged = self._merge([self.rules[i] for i in matching])
-            profile = self._merged[matching] = replace(merged, files=self.default.files)
+            rules = [self.rules[i] for i in matching]
+            profile = self._merged[matching] = replace(
+                self._merge(rules), files=self.default.files, sections=tuple(rule.name for rule in rules)
+            )
         return profile

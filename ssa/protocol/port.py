@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import socket
-import stat
 from collections import Counter
 from collections.abc import Callable
-from errno import EADDRINUSE, EAGAIN, ECONNABORTED, ECONNREFUSED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM
+from errno import EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
@@ -24,12 +21,11 @@ from ssa.protocol.answering import LinkLimits
 from ssa.protocol.daemon import DaemonEnd, peerCredentials
 from ssa.protocol.link import BoundedLog
 from ssa.protocol.messages import Answer, Event
+from ssa.protocol.place import SocketPlace
 
-_BACKLOG = 128
 _ACCEPTS_PER_WAKEUP = 16
 _PAUSE = 0.5
 _SHORTAGES = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
-_TYPE = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
 
 EndFactory = Callable[[Any, socket.socket, IEventReceiver, LinkLimits], DaemonEnd]
 
@@ -38,8 +34,8 @@ class SupervisedPort(FileDescriptor):
     """
     Listens on a unix path and makes a L{DaemonEnd} for each connection.
 
-    Everybody may connect: what a peer may do follows from its credentials.  A lock beside the socket keeps two daemons from
-    taking the path from each other.
+    Everybody may connect: what a peer may do follows from its credentials.  No two daemons have the path at a time
+    (L{SocketPlace}).
 
     @ivar path: where it listens.
     @ivar ends: the links that live.
@@ -74,9 +70,8 @@ class SupervisedPort(FileDescriptor):
         self.setLimits(maximumConnections, limits, maximumPerUser)
         self._makeEnd = makeEnd
         self._perUser: Counter[int] = Counter()
+        self._place = SocketPlace(path, socket.SOCK_SEQPACKET)
         self._socket: socket.socket | None = None
-        self._identity: tuple[int, int] | None = None
-        self._lock = -1
         self._resume: Any = None
         self._bounded = BoundedLog(self._log, 1000)
         self._forwarder = _Forwarder(self)
@@ -126,20 +121,8 @@ class SupervisedPort(FileDescriptor):
             operating system refuses.
         """
         try:
-            directory = os.path.dirname(self.path)
-            if directory and not os.path.isdir(directory):
-                os.makedirs(directory, 0o755)
-                os.chmod(directory, 0o755)  # noqa: S103 - everybody has to reach the socket
-            self._takeLock()
-            self._removeStale()
-            self._socket = listener = socket.socket(socket.AF_UNIX, _TYPE)
-            listener.bind(self.path)
-            status = os.stat(self.path, follow_symlinks=False)
-            self._identity = (status.st_dev, status.st_ino)
-            os.chmod(self.path, 0o666)  # noqa: S103 - what a peer may do follows from its credentials
-            listener.listen(_BACKLOG)
+            self._socket = self._place.take()
         except OSError as error:
-            self._release()
             raise CannotListenError(None, self.path, error) from error  # type: ignore[no-untyped-call]
         self.connected = 1
         self._reactor.addReader(self)
@@ -212,46 +195,11 @@ class SupervisedPort(FileDescriptor):
         self._resume = None
         self._reactor.addReader(self)
 
-    def _takeLock(self) -> None:
-        """Hold the lock of this path until L{stopListening}; the file stays, since removing it would be a race."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        self._lock = os.open(self.path + ".lock", flags, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(EADDRINUSE, "another daemon serves this path") from None
-
-    def _removeStale(self) -> None:
-        """Remove a socket that a dead daemon has left, and nothing else."""
-        try:
-            status = os.stat(self.path, follow_symlinks=False)
-        except FileNotFoundError:
-            return
-        if not stat.S_ISSOCK(status.st_mode):
-            raise OSError(EADDRINUSE, "something that is no socket is in the way")
-        with socket.socket(socket.AF_UNIX, _TYPE) as probe:
-            if probe.connect_ex(self.path) not in (ECONNREFUSED, ENOENT):
-                raise OSError(EADDRINUSE, "another process serves this path")
-        os.unlink(self.path)
-
     def _release(self) -> None:
-        """Close the socket and the lock, and remove the path if it is still ours."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        """Close the socket, and remove the path if it is still ours."""
+        self._socket = None
         self.connected = 0
-        if self._identity is not None:
-            identity, self._identity = self._identity, None
-            try:
-                status = os.stat(self.path, follow_symlinks=False)
-                if (status.st_dev, status.st_ino) == identity:
-                    os.unlink(self.path)
-            except OSError as error:
-                if error.errno != ENOENT:
-                    self._log.warn("the socket could not be removed: {why}", why=error.strerror)
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._place.release()
 
 
 @implementer(IEventReceiver)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -141,6 +142,11 @@ class Session:
                 stream.close()
 
 
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        return probe.connect_ex(path) == 0
+
+
 class SessionTestCase(SynchronousTestCase):
     """Tests that start C{ssa run}."""
 
@@ -162,6 +168,31 @@ class SessionTestCase(SynchronousTestCase):
         for path in self.directory.iterdir():
             path.unlink()
         self.directory.rmdir()
+
+    def startDaemon(self, *options: str, log: str = "-") -> subprocess.Popen[bytes]:
+        """
+        Start C{twistd ssa}; returns when it listens at C{socketPath}.
+
+        @param options: of its command line.
+        @param log: the file for its warnings and errors.
+        """
+        self.socketPath = str(self.directory / "daemon.sock")
+        twist = [sys.executable, "-m", "twisted", "--log-level=warn", f"--log-file={log}"]
+        command = [*twist, "ssa", "--socket", self.socketPath, *options]
+        process = subprocess.Popen(command, env=self.environment, cwd=self.environment["PYTHONPATH"])
+
+        def stop() -> None:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(DEADLINE)
+
+        self.addCleanup(stop)
+        end = time.monotonic() + DEADLINE
+        while not _answers(self.socketPath):
+            if time.monotonic() > end:
+                raise AssertionError("the daemon does not listen")
+            select.select([], [], [], 0.01)
+        return process
 
     def command(self, *options: str) -> list[str]:
         """How this interpreter starts C{ssa run}."""

@@ -27,6 +27,7 @@ from ssa.policy.parser import parsePolicy
 from ssa.policy.profile import Caller, Policy
 from ssa.policy.schema import KEYS, Belongs
 from ssa.service import Daemon
+from ssa.statusformat import SUFFIX
 from ssa.test import badservers
 from ssa.test.badservers import echo, running, serverContext
 from ssa.test.loopback import LoopbackInterceptor, Program
@@ -391,6 +392,7 @@ class KeyTests(DaemonCase):
                 link.shutDown()
             await daemon.stopService()
             os.unlink(path + ".lock")
+            os.unlink(path + SUFFIX + ".lock")
             os.rmdir(os.path.dirname(path))
 
     async def test_MaxAcceptQueue(self) -> None:
@@ -482,7 +484,7 @@ class KeyTests(DaemonCase):
             for extra in (b"", testCA().intermediate().pem):
                 program = await self.client(trust=testCA().pem + extra)
                 self.assertEqual(0, await self.interceptor.connect(program, local(server.port)))
-        self.assertEqual(1, len(self.daemon._factories._contexts))
+        self.assertEqual(1, len(self.daemon._factories.contexts))
 
 
 class ReloadTests(DaemonCase):

@@ -18,11 +18,11 @@ ROOT = Path(ssa.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # What the user starts.
-    ("ssa.__main__", "ssa.cli", "ssa.demo", "ssa.doctor", "ssa.tap", "twisted.plugins.ssa_plugin"),
+    ("ssa.__main__", "ssa.cli", "ssa.demo", "ssa.doctor", "ssa.statuscommand", "ssa.tap", "twisted.plugins.ssa_plugin"),
     # The interceptor's supervisor, which starts an embedded daemon where the system has none.
     ("ssa.intercept.*",),
     # The daemon as a service, put together from its parts.
-    ("ssa.service", "ssa.embedded", "ssa.engine"),
+    ("ssa.service", "ssa.embedded", "ssa.engine", "ssa.status"),
     # Transports between interceptor and daemon.
     ("ssa.protocol.*",),
     # The daemon's flow.

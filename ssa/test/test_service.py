@@ -27,6 +27,7 @@ from ssa.embedded import logLevel
 from ssa.errors import SSAError
 from ssa.policy.profile import Policy
 from ssa.service import Daemon
+from ssa.statusformat import SUFFIX
 from ssa.tap import Options, ReloadOnHangUp
 from ssa.test.badservers import echo, running, serverContext, stalling
 from ssa.test.loopback import LoopbackInterceptor
@@ -74,9 +75,10 @@ class OptionsTests(SynchronousTestCase):
         self.assertRaises(usage.UsageError, self.parse, "--config", "/nonexistent/ssa.conf")
 
     def test_socket(self) -> None:
-        """Paths that cannot be a unix socket's."""
-        for path in ("relative.sock", "/" + "x" * 120):
+        """Paths that cannot be a unix socket's, nor become that of the status."""
+        for path in ("relative.sock", "/" + "x" * 120, "/" + "x" * 100):
             self.assertRaises(usage.UsageError, self.parse, "--socket", path)
+        self.parse("--socket", "/" + "x" * 99)
 
     def test_logLevel(self) -> None:
         """Quiet unless asked, whatever the variable holds."""
@@ -149,6 +151,27 @@ class PathTests(TestCase):
                 self.fail("a socket without a daemon")
 
         return Deferred.fromCoroutine(test())
+
+
+    def test_bothOrNone(self) -> None:
+        """Where something is in the way of the status socket, nothing is open, and what is in the way stays."""
+        path = f"/tmp/ssa-test-{os.getpid()}.sock"
+        with open(path + SUFFIX, "w"):
+            self.addCleanup(os.unlink, path + SUFFIX)
+        daemon = Daemon(reactor, Policy())
+        daemon.listenAt(path)
+        self.assertRaises(CannotListenError, daemon.privilegedStartService)
+        self.assertFalse(os.path.exists(path))
+        self.assertTrue(os.path.isfile(path + SUFFIX))
+        for name in (path, path + SUFFIX):
+            os.unlink(name + ".lock")
+
+    def test_noStatusOfOnesOwn(self) -> None:
+        """The daemon of C{ssa run} has no status socket."""
+        daemon = Daemon(reactor, Policy())
+        daemon.startService()
+        self.addCleanup(daemon.stopService)
+        self.assertEqual([], daemon._statusPorts)
 
 
 class EmbeddedTests(TestCase):

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,27 +14,11 @@ from twisted.trial.unittest import SkipTest
 from ssa.intercept.linux import CLONE_NEWNET, unshare
 from ssa.intercept.way import ProbeFailed, inChild
 from ssa.test.sessions import DEADLINE, SessionTestCase
-from ssa.test.test_faults import Peer, within
+from ssa.test.test_faults import Peer
 
 
 class SystemDaemonTests(SessionTestCase):
     """C{twistd ssa} serves supervisors on a socket."""
-
-    def startDaemon(self) -> subprocess.Popen[bytes]:
-        """Start one; returns when it listens."""
-        self.socketPath = str(self.directory / "daemon.sock")
-        command = [sys.executable, "-m", "twisted", "--log-level=warn", "ssa", "--socket", self.socketPath]
-        process = subprocess.Popen(command, env=self.environment, cwd=self.environment["PYTHONPATH"])
-
-        def stop() -> None:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(DEADLINE)
-
-        self.addCleanup(stop)
-        if not within(lambda: _answers(self.socketPath)):
-            raise AssertionError("the daemon does not listen")
-        return process
 
     def test_serves(self) -> None:
         """A program's connection is the daemon's; the supervisor starts none of its own."""
@@ -97,11 +79,6 @@ class SystemDaemonTests(SessionTestCase):
         self.assertEqual(session.line(), "hello ENETDOWN")
 
 
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        return probe.connect_ex(path) == 0
-
-
 class RightsTests(SessionTestCase):
     """Root's supervisor does nothing for a program that the program could not do."""
 
@@ -127,6 +104,22 @@ class RightsTests(SessionTestCase):
         )
         self.assertEqual(session.line(), "None")
         self.assertEqual(session.line(), "EACCES")
+
+    def test_firstSocket(self) -> None:
+        """A program that gave up root before its first TLS socket can bind, listen and connect."""
+        peer = Peer(self)
+        session = self.start(
+            f"""
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            say(attempt(listener)[0].getsockname()[0])
+            sock = client()
+            say(attempt(sock.connect, ("127.0.0.1", {peer.port}))[0])
+            """
+        )
+        self.assertEqual(session.line(), "127.0.0.1")
+        self.assertEqual(session.line(), "None")
 
     def test_files(self) -> None:
         """A program that gave up root cannot name a file that only root may read, nor learn whether it is there."""

@@ -464,10 +464,8 @@ class BookTests(DispatcherCase):
         self.assertEqual((), socket_.options.keys)
 
 
-class ListenTests(DispatcherCase):
-    """listen(2)."""
-
-    profile = Profile(limits=Limits(maxAcceptQueue=2))
+class ListenerCase(DispatcherCase):
+    """A dispatcher, and clients of its listeners."""
 
     def listen(self) -> socket.socket:
         """A listening socket; our copy of the real one."""
@@ -487,6 +485,12 @@ class ListenTests(DispatcherCase):
         sock = socket.create_connection(listener.getsockname())
         self.interceptor.held.append(sock)
         return sock
+
+
+class ListenTests(ListenerCase):
+    """listen(2)."""
+
+    profile = Profile(limits=Limits(maxAcceptQueue=2))
 
     def test_accept(self) -> None:
         """A finished handshake is offered; the new socket has its listener's options and another TLS_ID."""

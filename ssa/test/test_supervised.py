@@ -1230,7 +1230,7 @@ class PortTests(SynchronousTestCase):
         self.reactor.settle()
         for client in self.clients:
             client.close()
-        self.assertFalse(os.path.exists(self.path) and self.port._identity is not None)
+        self.assertFalse(os.path.exists(self.path) and self.port._place.isTaken)
         self.assertEqual(openDescriptors(), self.descriptors)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
@@ -1358,6 +1358,40 @@ class PortTests(SynchronousTestCase):
             pass
         self.assertRaises(CannotListenError, self.port.startListening)
         self.assertTrue(os.path.exists(self.path))
+
+    def test_link(self) -> None:
+        """A symbolic link is neither followed nor removed: at no time."""
+        os.mkdir(self.directory)
+        target = os.path.join(self.directory, "target")
+        with open(target, "w"):
+            pass
+        os.chmod(target, 0o600)
+        for path in (self.path + ".lock", self.path):
+            os.symlink("target", path)
+            self.assertRaises(CannotListenError, self.port.startListening)
+            self.assertTrue(os.path.islink(path))
+            os.unlink(path)
+        bind = socket.socket.bind
+
+        def exchanged(sock: socket.socket, path: str) -> None:
+            bind(sock, path)
+            os.unlink(path)
+            os.symlink("target", path)
+
+        with mock.patch.object(socket.socket, "bind", exchanged):
+            self.assertRaises(CannotListenError, self.port.startListening)
+        self.assertTrue(os.path.islink(self.path))
+        self.assertEqual(os.stat(target).st_mode & 0o777, 0o600)
+        os.unlink(self.path)
+
+    def test_exchanged(self) -> None:
+        """What somebody has put in the place of the socket meanwhile stays there."""
+        self.port.startListening()
+        os.unlink(self.path)
+        with open(self.path, "w"):
+            pass
+        self.port.stopListening()
+        self.assertTrue(os.path.isfile(self.path))
 
     def test_noDescriptors(self) -> None:
         """Without descriptors it waits, and goes on later."""

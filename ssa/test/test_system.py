@@ -27,6 +27,7 @@ from ssa.policy.profile import Policy
 from ssa.privileges import CAP_NET_ADMIN, permitted
 from ssa.protocol.kernelport import State
 from ssa.service import Daemon
+from ssa.statusformat import SUFFIX
 from ssa.tap import GiveUpRights, Options, ReloadOnHangUp, TellManager
 from ssa.test.fakemodule import FakeModule
 from ssa.test.processes import ROOT
@@ -252,10 +253,14 @@ class ServiceTests(TestCase):
                 await waiting
                 self.assertTrue(supervisor.recv(1000))
                 self.assertEqual(state, daemon.kernelState)
+                status = json.loads("".join(daemon.status.pieces(0)))
+                self.assertEqual(state.name.lower(), status["kernel_module"]["state"])
+                self.assertEqual(["kernel", "supervisor"][not privileged :], [each["kind"] for each in status["interceptors"]])
                 daemon.reload()
                 await daemon.stopService()
             self.assertEqual([state, State.STOPPED], changes)
             os.unlink(path + ".lock")
+            os.unlink(path + SUFFIX + ".lock")
 
     async def test_whole(self) -> None:
         """C{twistd ssa} tells the service manager, gives its rights up, and stops in order."""

@@ -830,11 +830,11 @@ class ConnectionTests(TestCase):
                 for _ in range(2):
                     await self.visit(profile, server.port)
                 # Sessions of TLS 1.2 may be used more than once.
-                self.assertEqual((resumed, len(self.factories._sessions)), ([False, True], 1))
+                self.assertEqual((resumed, len(self.factories.sessions)), ([False, True], 1))
                 bad.add(which)
                 self.assertIn("enough", (await self.refused(profile, server.port)).reason)
                 bad.clear()
-                self.assertEqual(len(self.factories._sessions), 0)
+                self.assertEqual(len(self.factories.sessions), 0)
                 resumed.clear()
 
     async def visit(self, profile: Profile, port: int) -> None:
