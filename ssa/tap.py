@@ -54,7 +54,8 @@ class Options(usage.Options):
         """
         Check everything before the process goes into the background.
 
-        @raise usage.UsageError: with all errors of the configuration, or for a socket path that cannot be one.
+        @raise usage.UsageError: for a socket path that cannot be one.
+        @raise SystemExit: with all errors of the configuration, for standard error, without how the command is used.
         """
         path = self["socket"]
         if not os.path.isabs(path):
@@ -71,7 +72,7 @@ class Options(usage.Options):
         try:
             self.policy = self.load()
         except ConfigurationError as error:
-            raise usage.UsageError(f"the configuration has errors:\n{error}") from error
+            raise SystemExit(f"ssa: the configuration has errors:\n{error}") from error
 
     def load(self) -> Policy:
         """

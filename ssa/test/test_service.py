@@ -66,13 +66,13 @@ class OptionsTests(SynchronousTestCase):
     def test_allErrors(self) -> None:
         """Every error of the configuration is told."""
         path = self.write("[default]\nHandshakeTimeout = soon\nNoSuchKey = 1\n")
-        error = self.assertRaises(usage.UsageError, self.parse, "--config", path)
+        error = self.assertRaises(SystemExit, self.parse, "--config", path)
         for word in (f"{os.path.abspath(path)}:2", f"{path}:3", "HandshakeTimeout", "NoSuchKey"):
             self.assertIn(word, str(error))
 
     def test_missing(self) -> None:
         """A configuration that was named must exist."""
-        self.assertRaises(usage.UsageError, self.parse, "--config", "/nonexistent/ssa.conf")
+        self.assertRaises(SystemExit, self.parse, "--config", "/nonexistent/ssa.conf")
 
     def test_socket(self) -> None:
         """Paths that cannot be a unix socket's, nor become that of the status."""

@@ -41,6 +41,7 @@ class Scenario:
     @ivar environment: variables of the command
     @ivar parameters: words for the kernel's command line
     @ivar problem: a pattern that the machine's problem has to match: the machine is meant to fail
+    @ivar program: the path of a program of the host's without which it is skipped, and the package that has it
     """
 
     name: str
@@ -53,6 +54,7 @@ class Scenario:
     environment: Mapping[str, str] = field(default_factory=lambda: _EMULATED)
     parameters: Sequence[str] = ()
     problem: str = ""
+    program: tuple[str, str] = ("/bin/sh", "dash")
 
     def run(self, kernel: Kernel, built: Path | None, stop: Event) -> Outcome:
         """
@@ -128,6 +130,8 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario("users have TLS, and no rights of the daemon", _guest("privileges"), module=True, leaks=True),
     Scenario("one daemon serves all network namespaces", _guest("namespaces"), module=True, leaks=True),
     Scenario("the daemon dies, stops and comes back", _guest("restarts"), module=True, leaks=True, timeout=900.0),
+    Scenario("the unit under systemd", _guest("unit"), module=True, kernels=SERIES, timeout=1800.0,
+             program=("/lib/systemd/systemd", "systemd")),
     Scenario("a daemon that does nothing keeps nobody waiting", _guest("asleep"), module=True, leaks=True, timeout=900.0),
     Scenario("connections leave nothing", _guest("soak", os.environ.get("SSA_VM_CONNECTIONS", "10000")), module=True,
              timeout=3600.0, parameters=["slab_nomerge"], kernels=SERIES),
@@ -183,6 +187,10 @@ def runAll(kernels: Sequence[Kernel], wanted: Sequence[str] = (), machines: int 
             return
         if scenario.module and not there:
             judge(kernel, scenario.name, "skipped", "there is no module")
+            return
+        program, package = scenario.program
+        if not os.path.exists(program):
+            judge(kernel, scenario.name, "skipped", f"there is no {program}: apt-get install {package}")
             return
         outcome = scenario.run(kernel, built.get(kernel.name), stop)
         if scenario.passed(outcome):
