@@ -24,6 +24,9 @@ USER = 1000
 
 #: For the cases and their peers.  The emulator takes a minute for 64 MiB, and what they could show is shown by 8.
 _EMULATED = {"SSA_CONFORMANCE_PATIENCE": "5", "SSA_CONFORMANCE_BYTES": str(8 << 20), "SSA_CONFORMANCE_CONNECTIONS": "300"}
+#: The debug kernel is several times slower than Debian's.
+_DEBUG_PATIENCE = {"SSA_CONFORMANCE_PATIENCE": "15"}
+_DEBUG_SLOWER = 2.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Scenario:
     @ivar kernels: the names of the kernels that it is for
     @ivar module: build the project's module and load it first
     @ivar leaks: look for leaked memory after it (the debug kernel only; ignored elsewhere)
-    @ivar timeout: seconds, generous: the emulator shares its host
+    @ivar timeout: seconds, generous: the emulator shares its host; twice that on the debug kernel
     @ivar environment: variables of the command
     @ivar parameters: words for the kernel's command line
     @ivar problem: a pattern that the machine's problem has to match: the machine is meant to fail
@@ -69,9 +72,11 @@ class Scenario:
         if blocked:
             raise VMError(f"the guest's user cannot enter {blocked}: use a virtual environment made by /usr/bin/python3")
         built = built if self.module else None
-        leaks = self.leaks and kernel.name == DEBUG
-        command = Command(self.arguments, user=self.user, environment=self.environment, module=built, leaks=leaks)
-        return Machine(kernel, parameters=self.parameters).run(command, self.timeout, stop=stop)
+        environment, timeout, leaks = self.environment, self.timeout, False
+        if kernel.name == DEBUG:
+            environment, timeout, leaks = {**environment, **_DEBUG_PATIENCE}, timeout * _DEBUG_SLOWER, self.leaks
+        command = Command(self.arguments, user=self.user, environment=environment, module=built, leaks=leaks)
+        return Machine(kernel, parameters=self.parameters).run(command, timeout, stop=stop)
 
     def passed(self, outcome: Outcome) -> bool:
         """Whether it ended as it was meant to."""

@@ -15,12 +15,16 @@ from typing import ClassVar
 from ssa.api import IPPROTO_TLS, Option
 from ssa.test.conformance.case import LIBC, TLSCase
 from ssa.test.conformance.peers import credential
+from ssa.test.conformance.runner import PATIENCE
 from ssa.test.vm.guest.daemon import Daemon
 
 USER = 1000
 """The ordinary user."""
 
-SECONDS = 60.0
+SLOWER = max(1.0, PATIENCE / 5.0)
+"""By how much the guest is slower than with one of Debian's kernels: those are five times slower than the host."""
+
+SECONDS = 60.0 * SLOWER
 """How long the guest may take for what a machine does at once."""
 
 _PR_SET_DUMPABLE = 4
@@ -31,7 +35,7 @@ class GuestCase(TLSCase):
     A case in the guest.
 
     @cvar daemon: serves the module.
-    @cvar timeout: seconds, after which a case counts as hung: all stacks are shown, and the scenario ends.
+    @cvar timeout: seconds, times L{SLOWER}, after which a case counts as hung: all stacks are shown, and the scenario ends.
     """
 
     daemon: ClassVar[Daemon]
@@ -39,7 +43,7 @@ class GuestCase(TLSCase):
 
     def setUp(self) -> None:
         super().setUp()
-        faulthandler.dump_traceback_later(self.timeout, exit=True)
+        faulthandler.dump_traceback_later(self.timeout * SLOWER, exit=True)
         self.addCleanup(faulthandler.cancel_dump_traceback_later)
 
     def reap(self, pid: int, status: int = 0, seconds: float = SECONDS) -> None:

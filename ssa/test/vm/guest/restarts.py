@@ -19,10 +19,10 @@ from ssa.api import IPPROTO_TLS, UPGRADE_FORMAT, Option, Role
 from ssa.test.conformance.case import Thread, text, value
 from ssa.test.conformance.case_names import hostAddress, rawConnect
 from ssa.test.conformance.peers import Peer
-from ssa.test.vm.guest.case import SECONDS, GuestCase, about, run, setOption
+from ssa.test.vm.guest.case import SECONDS, SLOWER, GuestCase, about, run, setOption
 from ssa.test.vm.guest.load import Load
 
-AT_ONCE = 5.0
+AT_ONCE = 5.0 * SLOWER
 """Seconds within which a call that waited has ended, in an emulated machine with other things to do."""
 
 
