@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import stat
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from ssa.policy.merging import Section, Setting, expandLevel, makePolicy, proble
 from ssa.policy.profile import DEFAULT_FILE, Policy
 from ssa.policy.schema import KEYS, MATCHERS, PAIRS, Belongs
 from ssa.policy.sections import DEFAULT, Part, readParts
+from ssa.regularfiles import readRegular
 
 __all__ = ["DEFAULT_FILE", "SHIPPED_VALIDATION", "ConfigurationError", "Validators", "loadPolicy", "parsePolicy"]
 
@@ -80,7 +80,7 @@ def loadPolicy(
         errors.append(f"{directory}: {error.strerror}")
     for name in names:
         try:
-            sources.append((name, _read(name)))
+            sources.append((name, readRegular(name, _LARGEST_FILE).decode("utf-8")))
         except FileNotFoundError:
             if required or name != path:
                 errors.append(f"{name}: there is no such file")
@@ -91,17 +91,6 @@ def loadPolicy(
     policy = parsePolicy(sources, errors, validators)
     policy.file = path if any(name == path for name, _ in sources) else ""
     return policy
-
-
-def _read(name: str) -> str:
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(0, "it is no regular file")
-        data = file.read(_LARGEST_FILE + 1)
-    if len(data) > _LARGEST_FILE:
-        raise OSError(0, f"it is larger than {_LARGEST_FILE} bytes")
-    return data.decode("utf-8")
 
 
 def parsePolicy(

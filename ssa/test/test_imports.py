@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ssa.protocol.messages", "ssa.protocol.wire"),
     ("ssa.interfaces",),
     ("ssa.api",),
-    ("ssa.errors", "ssa.tcpstate", "ssa.version"),
+    ("ssa.errors", "ssa.regularfiles", "ssa.tcpstate", "ssa.version"),
     ("ssa.alerts",),
     # A library of its own: a kernel in memory, generic netlink, requests, the socket, messages.
     ("ssa.netlink.testing",),

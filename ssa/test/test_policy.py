@@ -56,7 +56,7 @@ class DefaultFileTests(SynchronousTestCase):
     def test_everyFieldHasAKey(self) -> None:
         """The schema sets every field of the profile."""
         found = {belongs: {key.field for key in KEYS.values() if key.belongs is belongs} for belongs in Belongs}
-        profile = {field.name for field in fields(Profile)} - {"limits", "origins", "files", "conflict"}
+        profile = {field.name for field in fields(Profile)} - {"limits", "origins", "files", "conflict", "sections"}
         self.assertEqual(found[Belongs.PROFILE] - {""} | set(PAIRS) | {"revocationSources"}, profile)
         self.assertEqual(found[Belongs.LIMITS], {field.name for field in fields(Limits)})
         self.assertEqual(found[Belongs.DAEMON], {"logLevel", "logFormat", "randomSeed"})

@@ -16,6 +16,7 @@ from ssa.errors import SSAError
 from ssa.options import SocketOptions
 from ssa.policy.parser import ConfigurationError
 from ssa.policy.profile import Caller, Policy
+from ssa.regularfiles import readRegular
 from ssa.test.ctlogs import TestLog, logListBytes
 from ssa.test.pki import Credential, otherCA, testCA, testKey
 from ssa.test.tlspair import Pair
@@ -169,14 +170,14 @@ class LoadTests(FilesCase):
         chain, key = self.credential(testCA().issue())
         roots = self.write("roots.pem", testCA().pem)
         text = f"[default]\nCertPath = {chain}\nKeyPath = {key}\nTrustStoreLocation = {roots}\n"
-        real = policyfiles._read
+        real = readRegular
 
         def read(path: str, most: int) -> bytes:
             if path == key:
                 raise PermissionError(errno.EACCES, "Permission denied", path)
             return real(path, most)
 
-        self.patch(policyfiles, "_read", read)
+        self.patch(policyfiles, "readRegular", read)
         self.assertEqual(["3: [default] KeyPath: /server.key: Permission denied"], self.errors(text))
         policy = self.load(text, mayLack=True)
         self.assertEqual(errno.ENOKEY, self.assertRaises(SSAError, serverCredentials, policy.default).errno)

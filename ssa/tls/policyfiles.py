@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Generic, TypeVar
@@ -22,6 +21,7 @@ from OpenSSL import SSL
 from ssa.errors import Cause, SSAError, causeOfOpenSSL, errorQueue
 from ssa.policy.parser import ConfigurationError
 from ssa.policy.profile import NamedFiles, Policy, Profile
+from ssa.regularfiles import readRegular
 from ssa.tls.certificates import Credential, describeCertificate, pairCredentials, parseChains, parsePrivateKeys
 from ssa.tls.loglist import parseLogs
 from ssa.tls.trust import TrustStore, findStore
@@ -196,7 +196,7 @@ def _parsed(path: str, parse: Callable[[bytes], T]) -> T:
     @raise SSAError: ENOKEY, with the path and what is wrong.
     """
     try:
-        return parse(_read(path, _LARGEST_CREDENTIAL))
+        return parse(readRegular(path, _LARGEST_CREDENTIAL))
     except OSError as error:
         raise Cause.OWN_CERTIFICATE_UNUSABLE.error(f"{path}: {error.strerror}") from error
     except ValueError as error:
@@ -213,18 +213,7 @@ def _readStore(path: str) -> TrustStore:
 
 
 def _readContent(path: str) -> bytes:
-    return _read(path, _LARGEST_CONTENT)
-
-
-def _read(path: str, most: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(0, "it is no regular file")
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(0, f"it is larger than {most} bytes")
-    return data
+    return readRegular(path, _LARGEST_CONTENT)
 
 
 def _unusable(credential: Credential) -> str:

@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 import ssl
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from cryptography import x509
 from twisted.logger import Logger
 
 from ssa.errors import Cause
+from ssa.regularfiles import readRegular
 from ssa.tls.certificates import MOST_CERTIFICATES, parseCertificates
 
 __all__ = ["SYSTEM_STORES", "TrustStore", "customStore", "findStore", "systemStore"]
@@ -76,7 +76,7 @@ class TrustStore:
         if self.isCustom:
             return parseCertificates(self.pem)
         try:
-            data = _readDirectory(self.path) if os.path.isdir(self.path) else _readFile(self.path)
+            data = _readDirectory(self.path) if os.path.isdir(self.path) else readRegular(self.path, _LARGEST_STORE)
         except OSError as error:
             raise Cause.UNTRUSTED.error(f"the trust store {self.path} cannot be read: {error.strerror}") from error
         found: dict[bytes, x509.Certificate] = {}
@@ -147,20 +147,6 @@ def systemStore(candidates: Sequence[str] = SYSTEM_STORES) -> str:
     )
 
 
-def _readFile(path: str) -> bytes:
-    with open(path, "rb", opener=_openWithoutWaiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(0, "it is no regular file")
-        data = file.read(_LARGEST_STORE + 1)
-    if len(data) > _LARGEST_STORE:
-        raise OSError(0, f"it is larger than {_LARGEST_STORE} bytes")
-    return data
-
-
-def _openWithoutWaiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-
-
 def _readDirectory(path: str) -> bytes:
     """Read the PEM files of a directory, and the links that c_rehash(1) makes, each file once."""
     parts = []
@@ -177,7 +163,7 @@ def _readDirectory(path: str) -> bytes:
         if real in seen or not os.path.isfile(real):
             continue
         seen.add(real)
-        data = _readFile(real)
+        data = readRegular(real, _LARGEST_STORE)
         size += len(data)
         if size > _LARGEST_STORE:
             raise OSError(0, f"its files are larger than {_LARGEST_STORE} bytes together")
