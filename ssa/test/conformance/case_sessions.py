@@ -231,8 +231,8 @@ class _Client(SessionCase):
         if program is None:
             self.skipTest("there is no openssl")
         with subprocess.Popen(
-            [program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
+            [program, *arguments], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:  # unbuffered: a line that was read already makes nothing readable
             try:
                 yield process, process.stdout
             finally:
@@ -399,7 +399,7 @@ class _Server(SessionCase):
                 command = [program, "s_client", "-connect", f"127.0.0.1:{listener.getsockname()[1]}", "-servername", NAME]
                 command += ["-ign_eof", "-sess_in" if turn else "-sess_out", path]
                 with subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                    command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
                 ) as client:
                     assert client.stdin is not None and client.stdout is not None
                     try:
