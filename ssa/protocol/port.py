@@ -6,42 +6,26 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Callable
-from errno import EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from typing import Any
 
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
-from twisted.internet.error import CannotListenError
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ssa.interfaces import IEventReceiver, IInterceptor
 from ssa.protocol.answering import LinkLimits
 from ssa.protocol.daemon import DaemonEnd, peerCredentials
-from ssa.protocol.link import BoundedLog
 from ssa.protocol.messages import Answer, Event
-from ssa.protocol.place import SocketPlace
-
-_ACCEPTS_PER_WAKEUP = 16
-_PAUSE = 0.5
-_SHORTAGES = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
+from ssa.protocol.placeport import PlacePort
 
 EndFactory = Callable[[Any, socket.socket, IEventReceiver, LinkLimits], DaemonEnd]
 
 
-class SupervisedPort(FileDescriptor):
+class SupervisedPort(PlacePort):
     """
     Listens on a unix path and makes a L{DaemonEnd} for each connection.
 
-    Everybody may connect: what a peer may do follows from its credentials.  No two daemons have the path at a time
-    (L{SocketPlace}).
-
-    @ivar path: where it listens.
     @ivar ends: the links that live.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -61,28 +45,14 @@ class SupervisedPort(FileDescriptor):
             C{maximumConnections}.
         @param limits: the bounds of each link.
         """
-        super().__init__(reactor)
-        self._reactor: Any = reactor
-        self.path = path
+        super().__init__(reactor, path, socket.SOCK_SEQPACKET, "interceptor")
         self.ends: set[DaemonEnd] = set()
         self._receiver = receiver
         self._banned: dict[int, float] = {}
         self.setLimits(maximumConnections, limits, maximumPerUser)
         self._makeEnd = makeEnd
         self._perUser: Counter[int] = Counter()
-        self._place = SocketPlace(path, socket.SOCK_SEQPACKET)
-        self._socket: socket.socket | None = None
-        self._resume: Any = None
-        self._bounded = BoundedLog(self._log, 1000)
         self._forwarder = _Forwarder(self)
-
-    def fileno(self) -> int:
-        """The listening descriptor, or -1."""
-        return -1 if self._socket is None else self._socket.fileno()
-
-    def logPrefix(self) -> str:
-        """How the reactor names this in its log."""
-        return "ssa.protocol.port"
 
     def setLimits(self, maximumConnections: int, limits: LinkLimits, maximumPerUser: int | None = None) -> None:
         """
@@ -113,62 +83,12 @@ class SupervisedPort(FileDescriptor):
             del self._banned[uid]
         return uid in self._banned
 
-    def startListening(self) -> None:
-        """
-        Make the directory and the socket, and begin to accept.
-
-        @raise CannotListenError: another daemon is there (EADDRINUSE), something that is no socket is in the way, or the
-            operating system refuses.
-        """
-        try:
-            self._socket = self._place.take()
-        except OSError as error:
-            raise CannotListenError(None, self.path, error) from error  # type: ignore[no-untyped-call]
-        self.connected = 1
-        self._reactor.addReader(self)
-
-    def stopListening(self) -> None:
-        """Stop to accept, remove the socket, and end every link.  May be called again."""
-        if self._resume is not None:
-            self._resume.cancel()
-            self._resume = None
-        if self._socket is not None:
-            self._reactor.removeReader(self)
-        self._release()
+    def endAll(self) -> None:
+        """End every link."""
         for end in list(self.ends):
             end.close()
 
-    def connectionLost(self, reason: Failure) -> None:
-        """The reactor has given up the listening socket."""
-        self._log.warn("the listening socket failed: {why}", why=reason.getErrorMessage())
-        self.stopListening()
-
-    def doRead(self) -> None:
-        """Accept what waits; called by the reactor."""
-        for _ in range(_ACCEPTS_PER_WAKEUP):
-            if self._socket is None:
-                return
-            try:
-                connection, _ = self._socket.accept()
-            except OSError as error:
-                if error.errno in _SHORTAGES:
-                    # The connection stays in the queue, and the socket readable: only time can tell.
-                    self._bounded.warn("no interceptor can be accepted: {why}", why=error.strerror)
-                    self._reactor.removeReader(self)
-                    self._resume = self._reactor.callLater(_PAUSE, self._accept)
-                elif error.errno not in (EAGAIN, EINTR, ECONNABORTED):
-                    raise
-                return
-            try:
-                self._connected(connection)
-            except Exception:
-                connection.close()
-                self._bounded.failure("an interceptor could not be served")
-
-    def doWrite(self) -> None:
-        """A listening socket is never written."""
-
-    def _connected(self, connection: socket.socket) -> None:
+    def accepted(self, connection: socket.socket) -> None:
         """Serve one connection, if there is room."""
         pid, uid = peerCredentials(connection)
         if self._isBanned(uid):
@@ -190,16 +110,6 @@ class SupervisedPort(FileDescriptor):
             self._perUser[end.peerUID] -= 1
             if not self._perUser[end.peerUID]:
                 del self._perUser[end.peerUID]
-
-    def _accept(self) -> None:
-        self._resume = None
-        self._reactor.addReader(self)
-
-    def _release(self) -> None:
-        """Close the socket, and remove the path if it is still ours."""
-        self._socket = None
-        self.connected = 0
-        self._place.release()
 
 
 @implementer(IEventReceiver)

@@ -15,11 +15,11 @@ import json
 import socket
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from errno import EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM
+from errno import EAGAIN, EINTR
 from typing import Any, Protocol
 
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.error import CannotListenError, ConnectionAborted, ConnectionLost
+from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.task import CooperativeTask, Cooperator, TaskStopped
 from twisted.logger import Logger
@@ -27,8 +27,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ssa.protocol.daemon import peerCredentials
-from ssa.protocol.link import BoundedLog
-from ssa.protocol.place import SocketPlace
+from ssa.protocol.placeport import PlacePort
 from ssa.statusformat import FORMAT
 from ssa.throttle import Throttle
 
@@ -67,8 +66,6 @@ _REST = 0.002
 _REST_OF_OTHERS = 0.02
 """The same for all others."""
 
-_SHORTAGE_PAUSE = 0.5
-_SHORTAGES = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
 _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 
 
@@ -246,32 +243,21 @@ class _Connection(FileDescriptor):
         self._ended(self)
 
 
-class StatusPort(FileDescriptor):
+class StatusPort(PlacePort):
     """
     Listens on a unix path and answers whoever connects.
-
-    @ivar path: where it listens.
     """
-
-    _log = Logger()
-
     def __init__(self, reactor: Any, path: str, documents: Documents) -> None:
         """
         @param reactor: provides C{IReactorFDSet} and C{IReactorTime}.
         @param path: the socket's path.
         @param documents: makes what is answered.
         """
-        super().__init__(reactor)
-        self._reactor: Any = reactor
-        self.path = path
+        super().__init__(reactor, path, socket.SOCK_STREAM, "client of the status")
         self._documents = documents
-        self._place = SocketPlace(path, socket.SOCK_STREAM)
-        self._socket: socket.socket | None = None
         self._asking = Asking(reactor, documents.seesAll)
         self._accepts = Throttle(reactor, _ACCEPTS_BURST, _ACCEPTS_INTERVAL)
         self._connections: set[_Connection] = set()
-        self._resume: IDelayedCall | None = None
-        self._bounded = BoundedLog(self._log, 1000)
         self._forAll = self._cooperator(_REST)
         self._forOthers = self._cooperator(_REST_OF_OTHERS)
 
@@ -284,78 +270,16 @@ class StatusPort(FileDescriptor):
 
         return Cooperator(turn, lambda call: clock.callLater(rest, call))
 
-    def fileno(self) -> int:
-        """The listening descriptor, or -1."""
-        return -1 if self._socket is None else self._socket.fileno()
-
-    def logPrefix(self) -> str:
-        """How the reactor names this in its log."""
-        return "ssa.protocol.statusport"
-
-    def startListening(self) -> None:
-        """
-        Make the socket, and begin to accept.
-
-        @raise CannotListenError: as L{SupervisedPort<ssa.protocol.port.SupervisedPort.startListening>}.
-        """
-        try:
-            self._socket = self._place.take()
-        except OSError as error:
-            raise CannotListenError(None, self.path, error) from error  # type: ignore[no-untyped-call]
-        self.connected = 1
-        self._reactor.addReader(self)
-
-    def stopListening(self) -> None:
-        """Stop to accept, remove the socket, and cut every connection.  May be called again."""
-        if self._resume is not None:
-            self._resume.cancel()
-            self._resume = None
-        if self._socket is not None:
-            self._reactor.removeReader(self)
-        self._socket = None
-        self.connected = 0
-        self._place.release()
+    def endAll(self) -> None:
+        """Cut every connection."""
         for connection in list(self._connections):
             connection.abortConnection()
 
-    def connectionLost(self, reason: Failure) -> None:
-        """The reactor has given up the listening socket."""
-        self._log.warn("the status socket failed: {why}", why=reason.getErrorMessage())
-        self.stopListening()
+    def pauseNow(self) -> float:
+        """Above the rate of connections they wait in the kernel's queue."""
+        return _ACCEPTS_PAUSE if self._accepts.allow() is None else 0.0
 
-    def doWrite(self) -> None:
-        """A listening socket is never written."""
-
-    def doRead(self) -> None:
-        """Accept what waits; called by the reactor."""
-        while self._socket is not None:
-            if self._accepts.allow() is None:
-                self._pause(_ACCEPTS_PAUSE)
-                return
-            try:
-                connection, _ = self._socket.accept()
-            except OSError as error:
-                if error.errno in _SHORTAGES:
-                    self._bounded.warn("the status cannot be told: {why}", why=error.strerror)
-                    self._pause(_SHORTAGE_PAUSE)
-                elif error.errno not in (EAGAIN, EINTR, ECONNABORTED):
-                    raise
-                return
-            try:
-                self._connected(connection)
-            except Exception:
-                connection.close()
-                self._bounded.failure("the status could not be told")
-
-    def _pause(self, seconds: float) -> None:
-        self._reactor.removeReader(self)
-        self._resume = self._reactor.callLater(seconds, self._accept)
-
-    def _accept(self) -> None:
-        self._resume = None
-        self._reactor.addReader(self)
-
-    def _connected(self, connection: socket.socket) -> None:
+    def accepted(self, connection: socket.socket) -> None:
         """Answer one connection, now or never."""
         connection.setblocking(False)
         _, uid = peerCredentials(connection)
