@@ -34,9 +34,15 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Run PROGRAM with IPPROTO_TLS sockets, without a kernel module and without root.",
         epilog="The exit status is the program's; 128+n if signal n ended it, 127 if it was not found, 126 if it cannot be "
-        "executed, 125 if interception is not possible here (see `ssa doctor`).",
+        "executed, 125 if interception is not possible here (see `ssa doctor`) or FILE has an error.",
     )
-    run.add_argument("--config", metavar="FILE", default="", help="use a daemon of one's own, with this configuration")
+    run.add_argument(
+        "--config",
+        metavar="FILE",
+        default="",
+        help="use a daemon of one's own, with this configuration; PROGRAM is not started if `ssa check FILE` would tell an "
+        "error, such as a file that you may not read",
+    )
     daemon = run.add_mutually_exclusive_group()
     daemon.add_argument("--daemon", metavar="SOCKET", default="", help="use the daemon at this socket, or fail")
     daemon.add_argument("--embedded", action="store_true", help="use a daemon of one's own even if the system has one")
@@ -114,6 +120,9 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.config = os.path.abspath(arguments.config)
         arguments.embedded = True
         if _checkFile(arguments.config):
+            hint = _hint(arguments.config)
+            if hint:
+                print(f"ssa run: {hint}", file=sys.stderr)
             return EXIT_OWN_FAILURE
     return run(
         Options(
@@ -143,6 +152,27 @@ def _checkFile(path: str) -> int:
     for warning in files.warnings if files is not None else ():
         print(f"warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _hint(path: str) -> str:
+    """
+    Say what to do about a configuration that cannot be used.
+
+    @return: "" unless all that is wrong is that this user may not read some of the files that it names.
+    """
+    from ssa.configuration import loadConfiguration
+    from ssa.policy.parser import ConfigurationError
+
+    try:
+        loadConfiguration(path, mayLack=True)
+    except ConfigurationError:
+        return ""
+    if os.path.realpath(path) == os.path.realpath(DEFAULT_FILE):
+        return (
+            f"leave --config away: {DEFAULT_FILE} holds without it too, and a file that you may not read is then missing "
+            "only for the programs that need it"
+        )
+    return "with --config FILE, you must be able to read every file that FILE names"
 
 
 def _explain(arguments: argparse.Namespace) -> int:
@@ -227,7 +257,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     if words[:1] != ["run"]:
         arguments = parser.parse_args(words)
-        return _COMMANDS[arguments.command](arguments)
+        try:
+            status = _COMMANDS[arguments.command](arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Who reads has seen enough.  The interpreter must not try again at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+            return 1
+        return status
     options, program = _splitProgram(words[1:])
     arguments = parser.parse_args(["run", *options])
     if not program:

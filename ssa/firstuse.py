@@ -20,7 +20,6 @@ import errno
 import fcntl
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,6 +34,7 @@ from zope.interface import implementer
 
 from ssa.errors import Cause
 from ssa.policy.profile import Profile
+from ssa.regularfiles import openRegular, readAtMost
 from ssa.resolve import DaemonThreadPool
 from ssa.tls.certificates import describeCertificate
 from ssa.tls.pinning import keyDigest, pinText
@@ -61,7 +61,6 @@ _LARGEST_FILE = 4 * 1024 * 1024
 _LOCK_STEP = 0.02
 """Seconds until a store that another process changes is tried again."""
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
@@ -219,29 +218,21 @@ class FirstUseStore:
     def _refresh(self) -> Mapping[Key, Seen]:
         """Read the file if it is another one than last time; all that was seen."""
         try:
-            descriptor = os.open(self.path, _READ)
+            with openRegular(self.path, followLinks=False) as file:
+                status = os.fstat(file.fileno())
+                version, entries = self._read
+                if _version(status) == version:
+                    return entries
+                if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+                    raise StoreError(f"{self.path}: others than the daemon's user and root can change it")
+                data = readAtMost(file, _LARGEST_FILE)
         except FileNotFoundError:
             self._read = ((), {})
             return self._read[1]
+        except IsADirectoryError as error:
+            raise StoreError(f"{self.path}: it is no regular file") from error
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}") from error
-        try:
-            status = os.fstat(descriptor)
-            version, entries = self._read
-            if _version(status) == version:
-                return entries
-            if not stat.S_ISREG(status.st_mode):
-                raise StoreError(f"{self.path}: it is no regular file")
-            if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-                raise StoreError(f"{self.path}: others than the daemon's user and root can change it")
-            with open(descriptor, "rb", closefd=False) as file:
-                data = file.read(_LARGEST_FILE + 1)
-        except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror}") from error
-        finally:
-            os.close(descriptor)
-        if len(data) > _LARGEST_FILE:
-            raise StoreError(f"{self.path}: it is larger than {_LARGEST_FILE} bytes")
         entries = self._parse(data)
         self._read = (_version(status), entries)
         return entries

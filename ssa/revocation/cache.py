@@ -21,6 +21,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from ssa.regularfiles import NoRegularFile, openRegular
 from ssa.revocation.verdict import CLOCK_SKEW, LONGEST_LIFE
 
 __all__ = ["LARGEST_CACHE", "MOST_ENTRIES", "Cache", "Directory", "Entry", "Key"]
@@ -165,16 +166,14 @@ class Directory:
         try:
             if not self._isUsable():
                 return None
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with open(descriptor, "rb") as file:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise ValueError("it is no regular file")
+            with openRegular(path, followLinks=False) as file:
                 data = file.read(largest + _LONGEST_HEADER + 1)
             return self._parse(data, key, largest)
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            self.log.warn("{path}: {error}; it is ignored and removed", path=path, error=error)
+        except (NoRegularFile, ValueError) as error:
+            why = error.strerror if isinstance(error, NoRegularFile) else error
+            self.log.warn("{path}: {error}; it is ignored and removed", path=path, error=why)
             self._remove(path)
             return None
         except OSError as error:

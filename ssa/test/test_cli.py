@@ -8,22 +8,32 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import ssa
 from ssa import cli
 from ssa.intercept import launch
+from ssa.test.pki import testCA
 from ssa.version import __version__
+
+NOBODY = 65534
 
 
 class CommandLineTests(SynchronousTestCase):
     """
     What words become.
+
+    @ivar machines: what is the machine's configuration.
     """
+
+    machines = "/nonexistent/ssa.conf"
 
     def usageError(self, *words: str) -> str:
         """What is printed for a wrong use."""
@@ -67,6 +77,59 @@ class CommandLineTests(SynchronousTestCase):
         with contextlib.redirect_stderr(errors):
             self.assertEqual(cli.main(["run", "--config", config, "ls"]), launch.EXIT_OWN_FAILURE)
         self.assertIn(f"{os.path.abspath(config)}:2: [default] MinProtocol: ", errors.getvalue())
+
+    def unreadable(self) -> tuple[str, str]:
+        """A configuration whose private key nobody but root may read, and the error of it."""
+        folder = tempfile.mkdtemp()  # trial's own folders cannot be entered by others
+        self.addCleanup(shutil.rmtree, folder)
+        os.chmod(folder, 0o755)
+        credential = testCA().issue()
+        for name, data in (("cert.pem", credential.chainPEM), ("key.pem", credential.keyPEM)):
+            Path(folder, name).write_bytes(data)
+        os.chmod(f"{folder}/key.pem", 0)
+        config = f"{folder}/ssa.conf"
+        Path(config).write_text(f"[default]\nCertPath = {folder}/cert.pem\nKeyPath = {folder}/key.pem\n")
+        return config, f"{config}:3: [default] KeyPath: {folder}/key.pem: Permission denied\n"
+
+    def ranAsUser(self, config: str) -> tuple[int, str]:
+        """The exit status and the errors of C{ssa run} for an ordinary user."""
+        ordinary: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+        code = (
+            "import sys; from ssa import cli; from ssa.intercept import launch; launch.run = lambda options: 7;"
+            "cli.DEFAULT_FILE = sys.argv[2]; sys.exit(cli.main(['run', '--config', sys.argv[1], 'ls']))"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(ssa.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            ran = subprocess.run(
+                [sys.executable, "-c", code, config, self.machines],
+                cwd="/", env=environment, capture_output=True, text=True, check=False, **ordinary,
+            )  # fmt: skip
+        except PermissionError as error:
+            raise SkipTest(f"an ordinary user cannot start {sys.executable}") from error
+        return ran.returncode, ran.stderr
+
+    def test_unreadable(self) -> None:
+        """A user names a configuration with a key of root's: the program is not started, and what to do is said."""
+        config, error = self.unreadable()
+        hint = "ssa run: with --config FILE, you must be able to read every file that FILE names\n"
+        self.assertEqual((launch.EXIT_OWN_FAILURE, error + hint), self.ranAsUser(config))
+        # Nothing of the kind helps against another error.
+        with open(config, "a") as file:
+            file.write("X = 1\n")
+        status, errors = self.ranAsUser(config)
+        self.assertEqual((launch.EXIT_OWN_FAILURE, 1), (status, len(errors.splitlines())))
+        self.assertIn(f"{config}:4: [default] X: ", errors)
+
+    def test_unreadableMachines(self) -> None:
+        """So is who names the machine's configuration; it holds without being named."""
+        config, error = self.unreadable()
+        self.machines = config
+        link = config + ".link"
+        os.symlink(config, link)
+        status, errors = self.ranAsUser(config)
+        self.assertEqual(launch.EXIT_OWN_FAILURE, status)
+        self.assertTrue(errors.startswith(f"{error}ssa run: leave --config away: {config} holds without it too, "), errors)
+        self.assertIn("leave --config away", self.ranAsUser(link)[1])
 
     def said(self, *words: str) -> tuple[int, str, str]:
         """The exit status, and what is printed."""
@@ -119,6 +182,15 @@ class CommandLineTests(SynchronousTestCase):
             self.assertIn(problem, errors)
         Path(config).write_text("[default]\nX = 1\n")
         self.assertEqual((1, "", f"{config}:2: [default] X: there is no such key\n"), self.said("explain", config))
+
+    def test_seenEnough(self) -> None:
+        """Who reads only the first lines gets no traceback."""
+        for words in (["explain"], ["doctor"]):
+            reader, writer = os.pipe()
+            os.close(reader)
+            with open(writer, "wb") as output:
+                ran = subprocess.run([sys.executable, "-m", "ssa", *words], stdout=output, stderr=subprocess.PIPE, check=False)
+            self.assertEqual((1, b""), (ran.returncode, ran.stderr), words)
 
     def test_usageErrors(self) -> None:
         """Wrong uses end with status 2."""

@@ -11,10 +11,9 @@ from typing import Any
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 
 from ssa.api import InternetAddress
-from ssa.resolve import DaemonThreadPool, Resolver
 from ssa.revocation.fetch import (
     BOUNDS,
     FETCH_TIME,
@@ -25,28 +24,16 @@ from ssa.revocation.fetch import (
     parsePlace,
 )
 from ssa.revocation.verdict import NoAnswer
-from ssa.test.responders import Web, endlessHeaders, enormous, garbage, redirect, slow
+from ssa.test.fetching import FetchCase
+from ssa.test.responders import endlessHeaders, enormous, garbage, redirect, slow
 
 reactor: Any = _reactor
 
 
-class FetchCase(TestCase):
-    """A web server and a fetcher."""
-
-    timeout = 20
-
-    def setUp(self) -> None:
-        self.web = Web()
-        self.addCleanup(self.web.stop)
-        self.pool = DaemonThreadPool(0, 2, "test")
-        self.pool.start()
-        self.addCleanup(self.pool.abandon)
-        self.resolver = Resolver(reactor, reactor, self.pool)
-        self.fetcher = Fetcher(reactor, reactor, self.resolver, self.pool)
-
-
 class FetchTests(FetchCase):
     """Over real sockets."""
+
+    timeout = 20
 
     def get(self, name: str, most: int = 1000, body: bytes | None = None, reach: Reach = Reach.ANY) -> Deferred[bytes]:
         url = self.web.url(name) if name.startswith("/") else name

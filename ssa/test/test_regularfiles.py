@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import socket
-from errno import EISDIR, ENOENT, ENXIO
+from errno import EACCES, EFBIG, EINVAL, EISDIR, ELOOP, ENOENT, ENXIO
+from unittest import skipIf
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ssa.regularfiles import readRegular
+from ssa.regularfiles import NoRegularFile, openRegular, readAtMost, readRegular
 
 
 class ReadRegularTests(SynchronousTestCase):
@@ -23,7 +24,7 @@ class ReadRegularTests(SynchronousTestCase):
         with open(self.path, "wb") as file:
             file.write(data)
 
-    def refused(self, text: str, number: int = 0, most: int = 10) -> None:
+    def refused(self, text: str, number: int = EINVAL, most: int = 10) -> None:
         """It is refused, with a text and a number."""
         error = self.assertRaises(OSError, readRegular, self.path, most)
         self.assertEqual((number, text), (error.errno, error.strerror))
@@ -37,12 +38,22 @@ class ReadRegularTests(SynchronousTestCase):
     def test_larger(self) -> None:
         """One byte more."""
         self.write(b"0123456789!")
-        self.refused("it is larger than 10 bytes")
+        self.refused("it is larger than 10 bytes", EFBIG)
+
+    def test_growing(self) -> None:
+        """What counts is how much there is when it is read, not what the file said of itself when it was opened."""
+        self.write(b"01234")
+        with openRegular(self.path) as file, open(self.path, "ab") as more:
+            self.assertEqual(5, os.fstat(file.fileno()).st_size)
+            more.write(b"56789!")
+            more.flush()
+            error = self.assertRaises(OSError, readAtMost, file, 10)
+        self.assertEqual((EFBIG, "it is larger than 10 bytes"), (error.errno, error.strerror))
 
     def test_endless(self) -> None:
         """A file that says it is empty, and is not."""
         self.path = "/proc/self/status"
-        self.refused("it is larger than 10 bytes")
+        self.refused("it is larger than 10 bytes", EFBIG)
 
     def test_link(self) -> None:
         """A symbolic link is followed."""
@@ -50,10 +61,30 @@ class ReadRegularTests(SynchronousTestCase):
         link = self.mktemp()
         os.symlink(self.path, link)
         self.assertEqual(b"data", readRegular(link, 10))
+        error = self.assertRaises(OSError, readRegular, link, 10, followLinks=False)
+        self.assertEqual(ELOOP, error.errno)
+        self.assertEqual(b"data", readRegular(self.path, 10, followLinks=False))
 
     def test_missing(self) -> None:
         """There is none."""
         self.refused(os.strerror(ENOENT), ENOENT)
+
+    @skipIf(os.geteuid() == 0, "root may read everything")
+    def test_forbidden(self) -> None:
+        """One that this process may not read."""
+        self.write(b"data")
+        os.chmod(self.path, 0)
+        self.refused(os.strerror(EACCES), EACCES)
+        self.assertRaises(PermissionError, readRegular, self.path, 10)
+
+    def test_closed(self) -> None:
+        """No program that is started meanwhile gets the file (O_CLOEXEC), and nothing stays open that was refused."""
+        self.write(b"data")
+        with openRegular(self.path) as file:
+            self.assertFalse(os.get_inheritable(file.fileno()))
+        before = os.listdir("/proc/self/fd")
+        self.assertRaises(NoRegularFile, openRegular, "/dev/null")
+        self.assertEqual(before, os.listdir("/proc/self/fd"))
 
     def test_fifo(self) -> None:
         """A FIFO without a writer is not waited for."""

@@ -16,19 +16,18 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtensionOID
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.trial.unittest import SkipTest, TestCase
+from twisted.trial.unittest import SkipTest
 
 from ssa.errors import SSAError
-from ssa.resolve import DaemonThreadPool, Resolver
 from ssa.revocation.cache import Cache, Directory, Entry, Key
 from ssa.revocation.check import Revocation, Rules
-from ssa.revocation.fetch import Fetcher, Reach
+from ssa.revocation.fetch import Reach
 from ssa.revocation.verdict import SOURCES, Subject
+from ssa.test.fetching import FetchCase
 from ssa.test.pki import CA, Credential, otherCA, testCA
 from ssa.test.responders import (
     DAY,
     HOUR,
-    Web,
     delegate,
     enormous,
     ocspAnswer,
@@ -43,24 +42,18 @@ reactor: Any = _reactor
 REVOKED, UNKNOWN = ocsp.OCSPCertStatus.REVOKED, ocsp.OCSPCertStatus.UNKNOWN
 
 
-class RevocationCase(TestCase):
+class RevocationCase(FetchCase):
     """A web server, and a check that remembers nothing."""
 
-    timeout = 30
-
     def setUp(self) -> None:
-        self.web = Web()
-        self.addCleanup(self.web.stop)
-        self.pool = DaemonThreadPool(0, 2, "test")
-        self.pool.start()
-        self.addCleanup(self.pool.abandon)
+        super().setUp()
         self.now = time.time
         self.path = os.path.abspath(self.mktemp())
         self.revocation = self.restarted(keeps=False)
 
     def restarted(self, keeps: bool = True) -> Revocation:
         """As after a start of the daemon."""
-        self.fetcher = Fetcher(reactor, reactor, Resolver(reactor, reactor, self.pool), self.pool)
+        self.fetcher = self.newFetcher()
         directory = Directory(self.path) if keeps else None
         self.revocation = Revocation(reactor, reactor, self.pool, self.fetcher, directory, Cache())
         return self.revocation

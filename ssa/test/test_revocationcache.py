@@ -133,6 +133,18 @@ class DirectoryTests(SynchronousTestCase):
         os.symlink("elsewhere", self.file())
         self.assertIsNone(self.directory().read(key(1), 100))
 
+    def test_noFile(self) -> None:
+        """A FIFO is not waited for, and removed; a directory is told of, and does not stay open."""
+        os.makedirs(self.path, mode=0o700)
+        os.mkfifo(self.file())
+        self.assertIsNone(self.directory().read(key(1), 100))
+        self.assertFalse(self.file().exists())
+        self.file().mkdir()
+        before = os.listdir("/proc/self/fd")
+        self.assertIsNone(self.directory().read(key(1), 100))
+        self.assertEqual(before, os.listdir("/proc/self/fd"))
+        self.assertEqual(2, len(self.warned))
+
     def test_writable(self) -> None:
         """A directory into which others may write is not used; that is logged once."""
         os.makedirs(self.path)

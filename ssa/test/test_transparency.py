@@ -325,3 +325,11 @@ class LogListTests(SynchronousTestCase):
         Path(path).write_bytes(b"{")
         self.assertIn(path, str(self.assertRaises(ValueError, findLogs, path)))
         self.assertIn("regular", str(self.assertRaises(ValueError, findLogs, "/dev/null")))
+        Path(path).write_bytes(bytes(16 * 1024 * 1024 + 1))
+        self.assertIn("is larger than 16777216 bytes", str(self.assertRaises(ValueError, findLogs, path)))
+
+    def test_directory(self) -> None:
+        """A directory is refused, and does not stay open."""
+        before = os.listdir("/proc/self/fd")
+        self.assertIn("Is a directory", str(self.assertRaises(ValueError, findLogs, "/")))
+        self.assertEqual(before, os.listdir("/proc/self/fd"))

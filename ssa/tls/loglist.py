@@ -14,7 +14,6 @@ import datetime
 import hashlib
 import json
 import os
-import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +21,8 @@ from typing import Any
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from ssa.regularfiles import openRegular, readAtMost
 
 __all__ = ["Log", "LogList", "findLogs", "parseLogs"]
 
@@ -87,20 +88,15 @@ def findLogs(path: str) -> LogList:
     @raise ValueError: it cannot be read, or is no such list; the text says what is wrong.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError(f"{path} is no regular file")
+        with openRegular(path) as file:
+            status = os.fstat(file.fileno())
             version = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
             known = _kept.get(path)
             if known is not None and known[0] == version:
                 return known[1]
-            data = file.read(_LARGEST_FILE + 1)
+            data = readAtMost(file, _LARGEST_FILE)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > _LARGEST_FILE:
-        raise ValueError(f"{path} is larger than {_LARGEST_FILE} bytes")
     try:
         found = parseLogs(data)
     except ValueError as error:

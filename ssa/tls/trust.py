@@ -14,6 +14,7 @@ import re
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from errno import EFBIG
 
 from cryptography import x509
 from twisted.logger import Logger
@@ -154,7 +155,7 @@ def _readDirectory(path: str) -> bytes:
     seen = set()
     names = sorted(os.listdir(path))
     if len(names) > _LARGEST_FILES:
-        raise OSError(0, f"it has more than {_LARGEST_FILES} entries")
+        raise OSError(EFBIG, f"it has more than {_LARGEST_FILES} entries")
     for name in names:
         full = os.path.join(path, name)
         if not re.search(r"\.(pem|crt|cer|[0-9]+)$", name):
@@ -166,6 +167,6 @@ def _readDirectory(path: str) -> bytes:
         data = readRegular(real, _LARGEST_STORE)
         size += len(data)
         if size > _LARGEST_STORE:
-            raise OSError(0, f"its files are larger than {_LARGEST_STORE} bytes together")
+            raise OSError(EFBIG, f"its files are larger than {_LARGEST_STORE} bytes together")
         parts.append(data)
     return b"\n".join(parts)
