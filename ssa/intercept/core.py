@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ssa.errors import SSAError
+from ssa.errors import SSAError, oneLine
 from ssa.intercept import linux
 from ssa.intercept.caller import Caller, Rights
 from ssa.intercept.carried import Defaults
@@ -135,8 +135,8 @@ class Core:
             return
 
     def refuse(self, call: Notification, endpoint: Endpoint, error: int, reason: str) -> None:
-        """End a call with an errno and say why in TLS_ERROR."""
-        endpoint.reason = reason
+        """End a call with an errno and say why in TLS_ERROR, in one line as the daemon's."""
+        endpoint.reason = oneLine(reason)
         self.fail(call, error)
 
     # The caller's memory.

@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from ssa.api import IPPROTO_TLS, UPGRADE_FORMAT, DataPath, HostnameAddress, InternetAddress, Option, encodeAddress
-from ssa.errors import SSAError
+from ssa.errors import LONGEST_REASON, SSAError
 from ssa.intercept.core import ANSWER_TIMEOUT, Core
 from ssa.intercept.endpoint import Endpoint, State
 from ssa.intercept.notify import Gone, Notification
@@ -855,6 +855,21 @@ class CallTests(SynchronousTestCase):
         rig.link.deliver()
         self.assertEqual(rig.result(call), -errno.EIO)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_longReason(self) -> None:
+        """What the supervisor itself says in TLS_ERROR is as short as what the daemon says, whatever the path is."""
+        rig = self.rig
+        fd = rig.socket()
+        for name in ("\U0001f600" * 50, "\x01" * 80):
+            path = "/".join([name] * 5).encode()
+            option = (fd, IPPROTO_TLS, Option.TLS_CERTIFICATE_CHAIN, rig.put(path), len(path))
+            self.assertEqual(rig.do("setsockopt", *option), -errno.ENOENT)
+            value, size = rig.put(bytes(1024)), rig.put(struct.pack("=i", 1024))
+            self.assertEqual(rig.do("getsockopt", fd, IPPROTO_TLS, Option.TLS_ERROR, value, size), 0)
+            text = bytes(rig.listener.memory[value][:1024]).rstrip(b"\0").decode()
+            self.assertTrue(text.startswith("TLS_CERTIFICATE_CHAIN: "), text)
+            self.assertTrue(text.isprintable())
+            self.assertLessEqual(len(text.encode()), LONGEST_REASON)
 
     def test_liveOption(self) -> None:
         """An option of a connection goes to the daemon, and to the program's end only if that agrees."""
