@@ -26,6 +26,8 @@ T = TypeVar("T")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAME = re.compile(r"[a-z0-9_*?.-]{1,253}")
+_COMMENT = re.compile(r"\s[#;]")
+_SPACE_AND_SLASH = re.compile(r"\s/")
 _NUMERIC = re.compile(r"[0-9.*?]+")
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 """Where connect(2) to the addresses of no machine goes, on Linux; from a socket that is bound, to where it is bound to."""
@@ -146,6 +148,11 @@ def parseApplications(text: str) -> tuple[re.Pattern[str], ...]:
     for path in text.split(":"):
         if not path.startswith("/"):
             raise ValueError(f"{path!r} is no absolute path; several are separated by colons")
+        # Nothing would ever match these: a rule against a program would let it through.
+        if _COMMENT.search(path):
+            raise ValueError(f"{path!r} has a comment in it; a comment has a line of its own")
+        if _SPACE_AND_SLASH.search(path):
+            raise ValueError(f"{path!r} has a space before a slash; several paths are separated by colons")
         patterns.append(_pathPattern(path))
         real = os.path.realpath(path) if not set(path) & set("*?") else path
         if real != path:
@@ -235,6 +242,8 @@ def _port(text: str | None, word: str) -> int:
 
 
 def _network(text: str) -> Network:
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone; the address alone holds for all interfaces")
     try:
         network = ipaddress.ip_network(text)
     except ValueError as error:

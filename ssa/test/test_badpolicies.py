@@ -88,6 +88,16 @@ MATCHERS: tuple[tuple[str, str, str], ...] = (
     # The same for a profile.
     ("Application", "", "it is empty; give the path of an executable, in which * stands for any characters but /"),
     ("Application", "curl", "'curl' is no absolute path; several are separated by colons"),
+    (
+        "Application",
+        "/usr/bin/curl /usr/bin/wget",
+        "'/usr/bin/curl /usr/bin/wget' has a space before a slash; several paths are separated by colons",
+    ),
+    (
+        "Application",
+        "/usr/bin/curl # the old one",
+        "'/usr/bin/curl # the old one' has a comment in it; a comment has a line of its own",
+    ),
     ("User", "", "it is empty; give names or numbers of users, or @GROUP, separated by spaces"),
     ("User", "no-such-user", "this machine has no user 'no-such-user'"),
     ("User", "@no-such-group", "this machine has no group 'no-such-group'"),
@@ -111,6 +121,8 @@ MATCHERS: tuple[tuple[str, str, str], ...] = (
         "b\u00fccher.example",
         "'b\u00fccher.example' is not ASCII: give the A-label (xn--\u2026) of an internationalized name",
     ),
+    ("Destination", "fe80::1%eth0", "'fe80::1%eth0' has a zone; the address alone holds for all interfaces"),
+    ("Destination", "[fe80::1%eth0]:443", "'fe80::1%eth0' has a zone; the address alone holds for all interfaces"),
     ("Destination", "a..b", "'a..b' is no HOST, HOST:PORT, ADDRESS, ADDRESS/PREFIX, [ADDRESS]:PORT or :PORT"),
     ("MaxSockets", "5", "it is a bound of the daemon as a whole, and is allowed in [default] only"),
     ("LogLevel", "info", "it concerns the daemon as a whole, and is allowed in [default] only"),
@@ -129,6 +141,22 @@ FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("[default]\n[default]\n", ("f:2: [default]: the section is repeated",)),
     ("[default] # x\nMaxSockets = 1\n", ("f:1: a section's line ends with ]; nothing may follow its name",)),
+    (
+        "\ufeff[default]\n",
+        ("f:1: the file begins with a byte order mark; it has to be UTF-8 without one",),
+    ),
+    (
+        "[default]\nTrustStoreLocation = /etc/\0x\nMaxSockets = 1\rMaxSockets = 2\n",
+        (
+            "f:2: there is a control character (U+0000) in this line",
+            "f:3: there is a control character (U+000D) in this line",
+        ),
+    ),
+    # What follows a comment on its line is comment, whatever else ends lines in Unicode; and lines are counted as editors do.
+    (
+        "[default]\r\n# one\x0c two\u2028MinProtocol = TLSv1.3\x85MinProtocol = TLSv1.3\r\nColour = red\r\n",
+        ("f:3: [default] Colour: there is no such key",),
+    ),
     ("[defaults]\nX = 1\n", ("f:1: [defaults]: there is no such section; allowed are [default] and [profile NAME]",)),
     ("[profile]\n", ("f:1: [profile]: a profile has a name of one word: [profile NAME]",)),
     ("[profile a b]\n", ("f:1: [profile a b]: a profile has a name of one word: [profile NAME]",)),

@@ -112,6 +112,11 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(profile.truncation, "allow")
         self.assertEqual(profile.trustStore, "/x # y")
 
+    def test_comments(self) -> None:
+        """A comment ends with its line, whatever else ends lines in Unicode."""
+        for end in "\x0b\x0c\x1c\x85\u2028\u2029\r":
+            self.assertEqual(Profile(), self.profile(f"[default]\n# was:{end}MinProtocol = TLSv1.3\n"), repr(end))
+
     def test_origin(self) -> None:
         """A value knows its rule; a built-in one has none."""
         profile = self.profile("[default]\nMaxSockets = 7\n\nTrustStoreLocation = /x\n", "[default]\nMaxSockets = 9\n")
@@ -198,13 +203,19 @@ class ParseTests(SynchronousTestCase):
             ("ECDHE+AESGCM:AES256-SHA", "AES256-SHA"),
             ("PSK-AES128-GCM-SHA256", "PSK"),
             ("ECDHE+AESGCM:NONSENSE", "NONSENSE"),
+            ("ECDHE+AESGCM:!AES126", "AES126"),
+            ("ECDHE+AESGCM:!aNULL:-AESGMC", "AESGMC"),
+            ("ECDHE+AESGCM:!", "group of ciphers !"),
+            ("ECDHE+AESGCM:@STRENGHT", "@STRENGHT"),
             ("ECDHE+AESGCM:@SECLEVEL=0", "SECLEVEL"),
             ("!ALL", "no cipher"),
             ("", "no cipher"),
             ("ECDHE\u00e9", "ASCII"),
         ):
             self.assertIn(word, checkCipherList(text), text)
-        for text in (Profile().cipherList, "ECDHE+AESGCM", "ECDHE+CHACHA20:ECDHE+AESGCM", "DHE+AESGCM:!aNULL:!aDSS:!PSK"):
+        for text in (Profile().cipherList, "ECDHE+AESGCM", "ECDHE+CHACHA20:ECDHE+AESGCM", "DHE+AESGCM:!aNULL:!aDSS:!PSK",
+                     "HIGH:!aNULL:!kRSA:!PSK:!SRP:!MD5:!RC4:!3DES:!DES:!EXPORT:!eNULL:!DSS:!ARIA:!CAMELLIA:!SHA1:!SHA256:!SHA384"
+                     ":!ECDH+SHA1:!AESCCM8:!DES-CBC3-SHA:@STRENGTH"):
             self.assertEqual(checkCipherList(text), "", text)
 
     def test_cipherNames(self) -> None:

@@ -103,9 +103,8 @@ def checkCipherList(text: str, mayBeOld: bool = False) -> str:
     for word in words:
         if "@SECLEVEL" in word.upper():
             return "@SECLEVEL cannot be set: security level 2 is always in force"
-        if word[0] in "!-+@":
-            continue
-        if not _expand(word):
+        # What is mistyped after one of these signs would be left in.
+        if not (_isKnown(word[1:]) if word[0] in "!-+" else word == "@STRENGTH" or _expand(word)):
             return f"OpenSSL knows no TLS 1.2 cipher or group of ciphers {word}"
     found = _expand(text)
     if not found:
@@ -119,6 +118,11 @@ def checkCipherList(text: str, mayBeOld: bool = False) -> str:
             " or authenticated encryption"
         )
     return ""
+
+
+def _isKnown(text: str) -> bool:
+    """Whether a cipher or a group is one that some OpenSSL has, or had: to exclude it is right everywhere."""
+    return all(part in _ONCE_GROUPS or _FORGOTTEN.fullmatch(part) or (part and _expand(part)) for part in text.split("+"))
 
 
 def _expand(text: str) -> list[str]:
@@ -171,6 +175,14 @@ _FORGOTTEN = re.compile(
     r"(?:RC4|RC2-CBC|DES-CBC3|DES-CBC|3DES-EDE-CBC|IDEA-CBC|NULL|SEED)-(?:MD5|SHA|SHA256)"
 )
 """OpenSSL's names for ciphers that many builds of it leave out."""
+
+_ONCE_GROUPS = frozenset(
+    (
+        "LOW EXP EXPORT EXPORT40 EXPORT56 SSLv2 SSLv3 kDHr kDHd kDH kECDH kECDHr kECDHe aDH aECDH DES 3DES RC2 RC4 IDEA SEED"
+        " KRB5 FZA aGOST aGOST01 kGOST GOST94 GOST89MAC SRP kSRP aSRP MD5 eNULL NULL aNULL ADH AECDH DSS aDSS"
+    ).split()
+)
+"""Groups of ciphers(1), of this and of earlier versions, that may have no cipher any more."""
 
 _OLD_SUITES = ("TLS_AES_128_CCM_8_SHA256", "TLS_SHA256_SHA256", "TLS_SHA384_SHA384")
 
