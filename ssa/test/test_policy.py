@@ -251,6 +251,7 @@ class LoadTests(SynchronousTestCase):
         self.write(path + ".d/20.conf", "[default]\nMaxSockets = 3\n")
         self.write(path + ".d/10.conf", "[default]\nMaxSockets = 2\nMaxAddresses = 4\n")
         self.write(path + ".d/30.conf~", "rubbish")
+        os.symlink("user@host.1234", path + ".d/.#20.conf")  # what Emacs makes of a file that is edited
         policy = loadPolicy(path)
         self.assertEqual(policy.default, Profile(minProtocol=TLS_1_2, limits=Limits(maxSockets=3, maxAddresses=4)))
         self.assertEqual(policy.origins["MaxSockets"], (path + ".d/20.conf", 2))
