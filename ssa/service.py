@@ -359,8 +359,10 @@ class Daemon(MultiService):
         try:
             files = self.shared.policy.default.files
             policy = loadFiles(self.shared.policy, isinstance(files, LoadedFiles) and files.mayLack)
-        except ConfigurationError as error:
+        except Exception as error:
             self._configuration.hasFailed(error, onlyFiles=True)
+            if not isinstance(error, ConfigurationError):
+                raise
             self.log.error("files have changed and have errors, the old ones stay in force:\n{error}", error=str(error))
             return
         self._configuration.succeeded(onlyFiles=True)

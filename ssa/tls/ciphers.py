@@ -122,7 +122,7 @@ def checkCipherList(text: str, mayBeOld: bool = False) -> str:
 
 def _isKnown(text: str) -> bool:
     """Whether a cipher or a group is one that some OpenSSL has, or had: to exclude it is right everywhere."""
-    return all(part in _ONCE_GROUPS or _FORGOTTEN.fullmatch(part) or (part and _expand(part)) for part in text.split("+"))
+    return all(_ONCE_GROUPS.fullmatch(part) or _FORGOTTEN.fullmatch(part) or (part and _expand(part)) for part in text.split("+"))
 
 
 def _expand(text: str) -> list[str]:
@@ -176,11 +176,9 @@ _FORGOTTEN = re.compile(
 )
 """OpenSSL's names for ciphers that many builds of it leave out."""
 
-_ONCE_GROUPS = frozenset(
-    (
-        "LOW EXP EXPORT EXPORT40 EXPORT56 SSLv2 SSLv3 kDHr kDHd kDH kECDH kECDHr kECDHe aDH aECDH DES 3DES RC2 RC4 IDEA SEED"
-        " KRB5 FZA aGOST aGOST01 kGOST GOST94 GOST89MAC SRP kSRP aSRP MD5 eNULL NULL aNULL ADH AECDH DSS aDSS"
-    ).split()
+_ONCE_GROUPS = re.compile(
+    r"LOW|EXP|EXPORT|EXPORT40|EXPORT56|SSLv2|SSLv3|kDH[rd]?|kECDH[re]?|aDH|aECDH|DES|3DES|RC2|RC4|IDEA|SEED|KRB5|FZA"
+    r"|aGOST(?:01)?|kGOST|GOST94|GOST89MAC|[ka]?SRP|MD5|e?NULL|aNULL|ADH|AECDH|a?DSS"
 )
 """Groups of ciphers(1), of this and of earlier versions, that may have no cipher any more."""
 
