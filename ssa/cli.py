@@ -127,7 +127,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    return _checkFile(arguments.file)
+    from ssa.privileges import withoutOverride
+
+    # Root in a shell could read what the daemon cannot.
+    with withoutOverride():
+        return _checkFile(arguments.file)
 
 
 def _checkFile(path: str) -> int:

@@ -122,7 +122,8 @@ def checkCipherList(text: str, mayBeOld: bool = False) -> str:
 
 def _isKnown(text: str) -> bool:
     """Whether a cipher or a group is one that some OpenSSL has, or had: to exclude it is right everywhere."""
-    return all(_ONCE_GROUPS.fullmatch(part) or _FORGOTTEN.fullmatch(part) or (part and _expand(part)) for part in text.split("+"))
+    parts = text.split("+")
+    return all(_ONCE_GROUPS.fullmatch(each) or _FORGOTTEN.fullmatch(each) or (each and _expand(each)) for each in parts)
 
 
 def _expand(text: str) -> list[str]:
