@@ -15,7 +15,7 @@ import pwd
 import sys
 from collections.abc import Sequence
 
-from ssa.policy.profile import DEFAULT_FILE
+from ssa.policy.profile import DEFAULT_FILE, HIGHEST_USER
 from ssa.statusformat import DEFAULT_DAEMON
 from ssa.version import __version__
 
@@ -158,7 +158,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     try:
         uid = _userID(arguments.user)
         host, port = _destination(arguments.destination)
-        address = str(ipaddress.ip_address(arguments.address)) if arguments.address else ""
+        address = _address(arguments.address)
     except ValueError as error:
         print(f"ssa explain: {error}", file=sys.stderr)
         return 2
@@ -180,6 +180,8 @@ def _userID(name: str) -> int:
     if not name:
         return os.geteuid()
     if name.isascii() and name.isdigit():
+        if len(name) > 10 or int(name) > HIGHEST_USER:
+            raise ValueError(f"--user: {name[:20]!r} is no number of a user; the highest is {HIGHEST_USER}")
         return int(name)
     try:
         return pwd.getpwnam(name).pw_uid
@@ -199,10 +201,21 @@ def _destination(text: str) -> tuple[str | None, int]:
     if not colon or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65535:
         raise ValueError(f"--destination: {text!r} is not HOST:PORT, with a port from 1 to 65535")
     if host.startswith("[") and host.endswith("]"):
-        return str(ipaddress.IPv6Address(host[1:-1])), int(port)
+        try:
+            return str(ipaddress.IPv6Address(host[1:-1])), int(port)
+        except ValueError as error:
+            raise ValueError(f"--destination: {text!r} is not [ADDRESS]:PORT: {error}") from None
     if not host or ":" in host:
         raise ValueError(f"--destination: {text!r} is not HOST:PORT; an IPv6 address is written as [ADDRESS]:PORT")
     return host, int(port)
+
+
+def _address(text: str) -> str:
+    """@raise ValueError: it is no IP address."""
+    try:
+        return str(ipaddress.ip_address(text)) if text else ""
+    except ValueError as error:
+        raise ValueError(f"--address: {error}") from None
 
 
 def _doctor(_arguments: argparse.Namespace) -> int:
@@ -230,8 +243,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     if words[:1] != ["run"]:
-        arguments = parser.parse_args(words)
-        return _COMMANDS[arguments.command](arguments)
+        try:
+            try:
+                arguments = parser.parse_args(words)
+                return _COMMANDS[arguments.command](arguments)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            # Who reads has seen enough.  The interpreter must not try again at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
     options, program = _splitProgram(words[1:])
     arguments = parser.parse_args(["run", *options])
     if not program:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
-from ssa.policy.profile import Caller
+from ssa.policy.profile import HIGHEST_USER, Caller
 
 __all__ = ["Destination", "Match", "parseApplications", "parseDestinations", "parseUsers"]
 
@@ -31,8 +31,6 @@ _SPACE_AND_SLASH = re.compile(r"\s/")
 _NUMERIC = re.compile(r"[0-9.*?]+")
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 """Where connect(2) to the addresses of no machine goes, on Linux; from a socket that is bound, to where it is bound to."""
-_HIGHEST_USER = 0xFFFFFFFE
-"""The highest user id; (uid_t)-1 is none, chown(2)."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +176,8 @@ def parseUsers(text: str) -> frozenset[int]:
         if word.startswith("@"):
             found |= _members(word[1:])
         elif word.isascii() and word.isdigit():
-            if len(word) > 10 or int(word) > _HIGHEST_USER:
-                raise ValueError(f"{word} is no number of a user; the highest is {_HIGHEST_USER}")
+            if len(word) > 10 or int(word) > HIGHEST_USER:
+                raise ValueError(f"{word} is no number of a user; the highest is {HIGHEST_USER}")
             found.add(int(word))
         else:
             found.add(_found(pwd.getpwnam, word, "user").pw_uid)

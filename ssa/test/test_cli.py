@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 import ssa
 from ssa import cli
 from ssa.intercept import launch
+from ssa.test.processes import environment
 from ssa.version import __version__
 
 
@@ -111,7 +112,10 @@ class CommandLineTests(SynchronousTestCase):
             (("--destination", "::1:443"), "an IPv6 address is written as [ADDRESS]:PORT"),
             (("--destination", "a:0"), "with a port from 1 to 65535"),
             (("--application", "x"), "--application: 'x' is no absolute path"),
-            (("--address", "x"), "'x' does not appear to be"),
+            (("--address", "x"), "--address: 'x' does not appear to be"),
+            (("--destination", "[x]:1"), "--destination: '[x]:1' is not [ADDRESS]:PORT"),
+            (("--user", "4294967295"), "--user: '4294967295' is no number of a user"),
+            (("--user", "1" * 5000), "is no number of a user"),
         )
         for arguments, problem in wrong:
             status, output, errors = self.said("explain", *arguments, config)
@@ -119,6 +123,17 @@ class CommandLineTests(SynchronousTestCase):
             self.assertIn(problem, errors)
         Path(config).write_text("[default]\nX = 1\n")
         self.assertEqual((1, "", f"{config}:2: [default] X: there is no such key\n"), self.said("explain", config))
+
+    def test_readerGone(self) -> None:
+        """What reads the output may go at any time, as head(1) does: that is no error of ours."""
+        config = Path(self.mktemp())
+        config.write_text("[default]\n")
+        command = [sys.executable, "-m", "ssa", "explain", str(config)]
+        reading, writing = os.pipe()
+        os.close(reading)
+        with open(writing, "wb") as output:
+            done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, timeout=60, env=environment(), check=False)
+        self.assertEqual((1, b""), (done.returncode, done.stderr))
 
     def test_usageErrors(self) -> None:
         """Wrong uses end with status 2."""
