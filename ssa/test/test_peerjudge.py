@@ -156,16 +156,19 @@ class JudgeTests(SynchronousTestCase):
 
     def test_resumedClient(self) -> None:
         """The chain of a client's resumed session is the verified one; if it is not known, and must be: refused."""
+        origins = {"RevocationChecks": "/etc/ssa.conf:3 [default]"}
         profile = Profile(revocationChecks=True)
         self.successResultOf(self.judge(profile, True, resumed=True))
         self.assertEqual([self.chain], [chain for chain, _, _ in self.revocation.asked])
         connection: Any = _Connection(self.chain, True)
         connection.check.chain = ()
         for isRequired in (True, False):
-            judging = self.newJudge(Profile(revocationChecks=isRequired), True).judge(connection, self.left)
-            judged = Deferred.fromCoroutine(judging)
+            profile = Profile(revocationChecks=isRequired, origins=origins)
+            judged = Deferred.fromCoroutine(self.newJudge(profile, True).judge(connection, self.left))
             if isRequired:
-                self.assertIn("chain is not known", self.refused(judged))
+                reason = self.refused(judged)
+                self.assertIn("chain is not known", reason)
+                self.assertIn("(RevocationChecks at /etc/ssa.conf:3 [default]) [subject CN=server.example", reason)
             else:
                 self.successResultOf(judged)
         self.assertEqual(1, len(self.revocation.asked))

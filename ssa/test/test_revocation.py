@@ -337,7 +337,37 @@ class MalformedTests(RevocationCase):
         """A name of a kind that it does not know, as a client may send it: refused, with a text."""
         names = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("300ba509a1070c056170617274"))
         text = await self.check(testCA().issue(noNames=True, extensions=[names]))
-        self.assertUnknown(text, "the certificate's extensions are malformed", "CN=server.example")
+        self.assertUnknown(text, "the certificate's extensions are malformed", "CN=server.example", "(RevocationChecks)")
+
+
+class RuleTests(RevocationCase):
+    """Each refusal names the rule behind it, where it stands."""
+
+    RULE = "RevocationChecks at /etc/ssa.conf:3 [default]"
+
+    async def test_revoked(self) -> None:
+        """By a responder, a list, and the cache."""
+        for source in ("ocsp", "crl"):
+            own = self.issue()
+            self.web.put("/ocsp", ocspAnswer(testCA(), own.certificate, REVOKED))
+            self.web.put("/crl", revocationList(testCA(), [own.certificate.serial_number]))
+            for asked in (source, "cached"):
+                text = await self.check(own, asked, rule=self.RULE)
+                self.assertRevoked(text, f"({self.RULE}) [subject CN=server.example")
+
+    async def test_stapled(self) -> None:
+        """A stapled answer counts always; it says so."""
+        own = self.issue()
+        answer = ocspAnswer(testCA(), own.certificate, REVOKED)
+        always = "(always in force: a stapled answer that says revoked counts) [subject CN=server.example"
+        for required in (False, True):
+            self.assertRevoked(await self.check(own, stapled=answer, required=required, rule=self.RULE), always)
+
+    async def test_unknown(self) -> None:
+        """No answer, and an answer that the certificate itself demands."""
+        self.assertUnknown(await self.check(testCA().issue(), rule=self.RULE), self.RULE, "[subject CN=server.example")
+        text = await self.check(self.issue(mustStaple=True), required=False, rule=self.RULE)
+        self.assertUnknown(text, "RFC 7633", "[subject CN=server.example")
 
 
 class StapledTests(RevocationCase):
