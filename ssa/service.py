@@ -369,6 +369,7 @@ class Daemon(MultiService):
         self.shared.policy = policy
         self._watchFiles()
         self._factories.policyChanged()
+        self.dispatcher.policyChanged()
         self.log.info("files that the configuration names have changed and were read again")
 
     def reload(self) -> bool:
@@ -392,6 +393,7 @@ class Daemon(MultiService):
         self.shared.policy = policy
         self._watchFiles()
         self._factories.policyChanged()
+        self.dispatcher.policyChanged()
         limits = policy.default.limits
         self.shared.admission.maxTotal = limits.maxHandshakes
         self._relays.buffers.setLimits(limits.maxRelayBuffers, _reserveFor(limits), limits.maxRelayBuffersPerUser)

@@ -25,6 +25,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest
 
 from ssa.api import InternetAddress, Option
+from ssa.configuration import loadConfiguration
 from ssa.policy.profile import Policy, Profile
 from ssa.service import Daemon
 from ssa.test.badservers import Serve, running, stapling
@@ -318,6 +319,53 @@ class StaplingTests(CheckedCase):
             await deferToThread(connection.do_handshake)
         self.interceptor.close(program)
         for _ in range(200):
+            if not len(self.daemon._staples):
+                break
+            await after(0.01)
+        self.assertEqual(0, len(self.daemon._staples))
+
+    async def asked(self, path: str) -> None:
+        """Wait until an answer was fetched."""
+        for _ in range(500):
+            if self.web.count(path) and all(staple.current() for staple in self.daemon._staples._staples.values()):
+                return
+            await after(0.01)
+        self.fail("nobody has asked")
+
+    async def test_fetchedAfterChange(self) -> None:
+        """
+        A listener's answer is there before the next client comes, also when stapling is turned on, or the certificate renewed,
+        meanwhile: a certificate may demand it.
+        """
+        own, new = self.issue(), testCA().issue([NAME], extensions=points(self.web.url("/new")), key="rsa")
+        answers = [ocspAnswer(testCA(), each.certificate) for each in (own, new)]
+        self.web.put("/ocsp", answers[0])
+        self.web.put("/new", answers[1])
+        chain, key, config = self.folder / "c.pem", self.folder / "c.key", self.folder / "ssa.conf"
+        chain.write_bytes(own.chainPEM)
+        key.write_bytes(own.keyPEM)
+        text = f"[default]\nTrustStoreLocation = {self.folder / 'trust.pem'}\nCertPath = {chain}\nKeyPath = {key}\n"
+        self.daemon._loadPolicy = lambda: loadConfiguration(str(config))
+        config.write_text(text)
+        self.assertTrue(self.daemon.reload())
+        listeners = [await self.listen() for _ in range(20)]
+        self.assertEqual(b"", (await deferToThread(self.stapledBy, listeners[0][1]))[0])
+        config.write_text(text + "OCSPStapling = on\n")
+        self.assertTrue(self.daemon.reload())
+        await self.asked("/ocsp")
+        for _, port in listeners:
+            self.assertEqual(answers[0], (await deferToThread(self.stapledBy, port))[0])
+        chain.write_bytes(new.chainPEM)
+        key.write_bytes(new.keyPEM)
+        for _ in range(2):
+            self.daemon._watch._look()
+        await self.asked("/new")
+        for _, port in listeners:
+            self.assertEqual(answers[1], (await deferToThread(self.stapledBy, port))[0])
+        self.assertEqual((1, 1), (self.web.count("/ocsp"), self.web.count("/new")))
+        config.write_text(text)
+        self.assertTrue(self.daemon.reload())
+        for _ in range(100):
             if not len(self.daemon._staples):
                 break
             await after(0.01)
