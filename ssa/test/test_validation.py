@@ -278,7 +278,7 @@ class PinTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """No key of it, or nothing pinned at all; the keys that it has are told."""
         shown = peer()
-        for pinned, words in (((bytes(32),), "1 keys are pinned"), ((), "no key is pinned")):
+        for pinned, words in (((bytes(32),), "1 key is pinned"), ((), "no key is pinned")):
             error = self.assertRaises(
                 SSAError, PinValidator().validate, shown, Profile(pinnedKeys=pinned), None
             )
