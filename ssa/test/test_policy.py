@@ -87,6 +87,22 @@ class DocumentationTests(SynchronousTestCase):
             self.assertEqual(f"``{shown}``" if shown else "empty", fields["Default"], name)
 
 
+    def test_ranges(self) -> None:
+        """The bounds of a number that the manual names are those of the code: just these values are allowed, and none beyond."""
+        with open(MANUAL, encoding="utf-8") as file:
+            text = file.read()
+        found = re.findall(r"^``(\w+)``\n(?:    .*\n|\n)+?    :Type: .*?([\d.]+) to (\d+)\n", text, re.MULTILINE)
+        numbers = {name for name, key in KEYS.items() if type(key.default) in (int, float)} - {"MinProtocol", "MaxProtocol"}
+        self.assertEqual(numbers | {"RandomSeed"}, {name for name, _, _ in found})
+        for name, least, most in found:
+            before = "/x " if name == "RandomSeed" else ""
+            step = 0.05 if "." in least else 1
+            for number in (least, most):
+                KEYS[name].parse(before + number)
+            for beyond in (float(least) - step, int(most) + step):
+                self.assertRaises(ValueError, KEYS[name].parse, f"{before}{beyond:g}" if step < 1 else f"{before}{int(beyond)}")
+
+
 class ParseTests(SynchronousTestCase):
     """Texts, right and wrong."""
 
