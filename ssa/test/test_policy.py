@@ -86,12 +86,12 @@ class DocumentationTests(SynchronousTestCase):
             shown = key.show(key.default)
             self.assertEqual(f"``{shown}``" if shown else "empty", fields["Default"], name)
 
-
     def test_ranges(self) -> None:
-        """The bounds of a number that the manual names are those of the code: just these values are allowed, and none beyond."""
+        """The bounds of a number that the manual names are those of the code: these values are allowed, and none beyond."""
         with open(MANUAL, encoding="utf-8") as file:
             text = file.read()
-        found = re.findall(r"^``(\w+)``\n(?:    .*\n|\n)+?    :Type: .*?([\d.]+) to (\d+)\n", text, re.MULTILINE)
+        pattern = r"^``(\w+)``\n(?:    .*\n|\n)+?    :Type: .*?([\d.]+) to (\d+)\n"
+        found = re.findall(pattern, text, re.MULTILINE)
         numbers = {name for name, key in KEYS.items() if type(key.default) in (int, float)} - {"MinProtocol", "MaxProtocol"}
         self.assertEqual(numbers | {"RandomSeed"}, {name for name, _, _ in found})
         for name, least, most in found:

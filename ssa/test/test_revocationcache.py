@@ -35,6 +35,7 @@ class CacheTests(SynchronousTestCase):
 
     def test_lifetime(self) -> None:
         """Until the answer's end, seven days at most."""
+        self.assertEqual(7 * DAY, LONGEST_LIFE)
         self.cache.put(key(1), Entry(b"a", self.time + 10))
         self.cache.put(key(2), Entry(b"b", self.time + 100 * DAY))
         self.cache.put(key(3), Entry(b"c", self.time))
