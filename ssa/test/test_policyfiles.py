@@ -359,6 +359,14 @@ class WatchTests(FilesCase):
         self.assertEqual(2, len(self.changes))
         self.assertEqual(2, len(self.flushLoggedErrors(ZeroDivisionError)))
 
+    def test_unchanged(self) -> None:
+        """What was loaded and has not changed is not loaded again."""
+        files = self.load(f"[default]\nTrustStoreLocation = {self.write('roots.pem', testCA().pem)}\n").default.files
+        assert isinstance(files, LoadedFiles)
+        self.watch.watch(files.paths, files.signature)
+        self.pass_(3)
+        self.assertEqual([], self.changes)
+
     def test_beforeReading(self) -> None:
         """What changes while it is read is seen: the signature is older than what was read."""
         path = self.write("a", b"1")

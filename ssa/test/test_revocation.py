@@ -13,7 +13,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.x509 import ocsp
-from cryptography.x509.oid import ExtensionOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import SkipTest, TestCase
@@ -21,7 +21,7 @@ from twisted.trial.unittest import SkipTest, TestCase
 from ssa.errors import SSAError
 from ssa.resolve import DaemonThreadPool, Resolver
 from ssa.revocation.cache import Cache, Directory, Entry, Key
-from ssa.revocation.check import Revocation, Rules
+from ssa.revocation.check import MOST_URLS, Revocation, Rules
 from ssa.revocation.fetch import Fetcher, Reach
 from ssa.revocation.verdict import SOURCES, Subject
 from ssa.test.pki import CA, Credential, otherCA, testCA
@@ -316,6 +316,28 @@ class OrderTests(RevocationCase):
         self.restarted()
         self.web.put("/root", revocationList(testCA(), [middle.certificate.serial_number]))
         self.assertRevoked(await self.check(own), "subject CN=SSA test intermediate")
+
+    async def test_mostURLs(self) -> None:
+        """A certificate that names many sources: three of each kind are asked, and no more."""
+        self.assertEqual(3, MOST_URLS)
+        urls = [self.web.url(f"/{number}") for number in range(10)]
+        self.assertUnknown(await self.check(testCA().issue(extensions=points("", *urls))), "/0: ", "/2: ")
+        self.assertEqual([("GET", f"/{number}") for number in range(3)], self.web.asked)
+        self.web.asked.clear()
+        places = map(x509.UniformResourceIdentifier, urls)
+        access = [x509.AccessDescription(AuthorityInformationAccessOID.OCSP, place) for place in places]
+        await self.check(testCA().issue(extensions=[x509.AuthorityInformationAccess(access)]))
+        self.assertEqual({f"/{number}" for number in range(3)}, {path for _, path in self.web.asked})
+
+    async def test_othersEnd(self) -> None:
+        """One certificate of a chain is revoked: what is still asked about the others ends."""
+        middle = testCA().intermediate(extensions=points("", self.web.url("/root")))
+        own = self.issue(middle)
+        self.web.put("/ocsp", slow)
+        self.web.put("/crl", slow)
+        self.web.put("/root", revocationList(testCA(), [middle.certificate.serial_number]))
+        self.assertRevoked(await self.check(own), "subject CN=SSA test intermediate")
+        self.assertEqual((0, 0), (len(self.revocation._answers), len(self.revocation._lists)))
 
     async def test_publicOnly(self) -> None:
         """A program's own authority asks nobody on this machine."""
