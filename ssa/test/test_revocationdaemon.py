@@ -30,6 +30,7 @@ from ssa.policy.profile import Policy, Profile
 from ssa.service import Daemon
 from ssa.test.badservers import Serve, running, stapling
 from ssa.test.ctlogs import TestLog, issueLogged, logListBytes, timestampList, wholeEntry
+from ssa.test.loggedanswers import answerWith
 from ssa.test.loopback import Program
 from ssa.test.pki import CA, Credential, testCA
 from ssa.test.responders import DAY, Web, ocspAnswer, opensslResponder, points, revocationList, slow
@@ -499,6 +500,19 @@ class TransparencyTests(CheckedCase):
         finally:
             process.terminate()
             process.wait(10)
+
+    async def test_stapled(self) -> None:
+        """Timestamps in the OCSP answer that the server staples; those in one that is somebody else's do not count."""
+        own, other = self.issue(), self.issue()
+        for stamps, answered, number in (
+            ((self.A, self.B), own, 0),
+            ((self.A,), own, errno.EKEYREJECTED),
+            ((self.A, self.B), other, errno.EKEYREJECTED),
+        ):
+            entry = wholeEntry(own.certificate)
+            answer = answerWith(answered.certificate, timestampList(*(log.sign(entry) for log in stamps)))
+            result = await self.connectTo(stapling(own, answer))
+            self.assertEqual(number, result[0], result[1])
 
     async def test_noList(self) -> None:
         """A list that is gone refuses everybody, and says so."""
