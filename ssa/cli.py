@@ -15,7 +15,7 @@ import pwd
 import sys
 from collections.abc import Sequence
 
-from ssa.policy.profile import DEFAULT_FILE
+from ssa.policy.profile import DEFAULT_FILE, HIGHEST_USER
 from ssa.statusformat import DEFAULT_DAEMON
 from ssa.version import __version__
 
@@ -136,7 +136,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    return _checkFile(arguments.file)
+    from ssa.privileges import withoutOverride
+
+    # Root in a shell could read what the daemon cannot.
+    with withoutOverride():
+        return _checkFile(arguments.file)
 
 
 def _checkFile(path: str) -> int:
@@ -184,7 +188,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     try:
         uid = _userID(arguments.user)
         host, port = _destination(arguments.destination)
-        address = str(ipaddress.ip_address(arguments.address)) if arguments.address else ""
+        address = _address(arguments.address)
     except ValueError as error:
         print(f"ssa explain: {error}", file=sys.stderr)
         return 2
@@ -206,6 +210,8 @@ def _userID(name: str) -> int:
     if not name:
         return os.geteuid()
     if name.isascii() and name.isdigit():
+        if len(name) > 10 or int(name) > HIGHEST_USER:
+            raise ValueError(f"--user: {name[:20]!r} is no number of a user; the highest is {HIGHEST_USER}")
         return int(name)
     try:
         return pwd.getpwnam(name).pw_uid
@@ -225,10 +231,21 @@ def _destination(text: str) -> tuple[str | None, int]:
     if not colon or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65535:
         raise ValueError(f"--destination: {text!r} is not HOST:PORT, with a port from 1 to 65535")
     if host.startswith("[") and host.endswith("]"):
-        return str(ipaddress.IPv6Address(host[1:-1])), int(port)
+        try:
+            return str(ipaddress.IPv6Address(host[1:-1])), int(port)
+        except ValueError as error:
+            raise ValueError(f"--destination: {text!r} is not [ADDRESS]:PORT: {error}") from None
     if not host or ":" in host:
         raise ValueError(f"--destination: {text!r} is not HOST:PORT; an IPv6 address is written as [ADDRESS]:PORT")
     return host, int(port)
+
+
+def _address(text: str) -> str:
+    """@raise ValueError: it is no IP address."""
+    try:
+        return str(ipaddress.ip_address(text)) if text else ""
+    except ValueError as error:
+        raise ValueError(f"--address: {error}") from None
 
 
 def _doctor(_arguments: argparse.Namespace) -> int:
@@ -256,15 +273,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     if words[:1] != ["run"]:
-        arguments = parser.parse_args(words)
         try:
-            status = _COMMANDS[arguments.command](arguments)
-            sys.stdout.flush()
+            try:
+                arguments = parser.parse_args(words)
+                return _COMMANDS[arguments.command](arguments)
+            finally:
+                sys.stdout.flush()
         except BrokenPipeError:
             # Who reads has seen enough.  The interpreter must not try again at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
             return 1
-        return status
     options, program = _splitProgram(words[1:])
     arguments = parser.parse_args(["run", *options])
     if not program:

@@ -7,10 +7,11 @@ one answer each.
 from __future__ import annotations
 
 import errno
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -38,6 +39,9 @@ from ssa.protocol.messages import (
 from ssa.sockets import Services, TLSSocket
 from ssa.states import Stage
 from ssa.throttle import notLogged
+
+LISTENERS_AT_ONCE = 8
+"""How many listeners follow a new policy before other descriptors have their turn."""
 
 
 @implementer(IEventReceiver)
@@ -68,6 +72,8 @@ class Dispatcher:
         self._answers: dict[Deferred[Answer], Callable[[SSAError], None]] = {}
         self._stopping = False
         self._afterLoss: list[Callable[[], None]] = []
+        self._following: deque[TLSSocket] = deque()
+        self._followTimer: IDelayedCall | None = None
         self.events = 0
 
     @property
@@ -163,6 +169,19 @@ class Dispatcher:
         """Call C{call} each time that a link has ended, after its sockets have been dropped."""
         self._afterLoss.append(call)
 
+    def policyChanged(self) -> None:
+        """There is a new policy; the listeners are told, some at one time, since each may need milliseconds."""
+        self._following = deque(each for each in self._alive if each.isListening)
+        if self._followTimer is None:
+            self._follow()
+
+    def _follow(self) -> None:
+        self._followTimer = None
+        for _ in range(min(LISTENERS_AT_ONCE, len(self._following))):
+            self._following.popleft().policyChanged()
+        if self._following:
+            self._followTimer = self._services.clock.callLater(0, self._follow)
+
     # life
 
     def stop(self) -> None:
@@ -171,6 +190,7 @@ class Dispatcher:
         are closed, later events are refused.  Connections go on.
         """
         self._stopping = True
+        self._following.clear()
         for each in list(self._alive):
             each.giveUp()
         for refuse in list(self._answers.values()):

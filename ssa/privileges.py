@@ -9,10 +9,13 @@ no more.  To run as another user, let the service manager do it, with C{CAP_NET_
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+CAP_DAC_OVERRIDE = 1
+CAP_DAC_READ_SEARCH = 2
 CAP_SETPCAP = 8
 CAP_NET_ADMIN = 12
 
@@ -47,15 +50,44 @@ def _checked(result: int, call: str) -> int:
     return result
 
 
+def _get() -> ctypes.Array[_Data]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    sets = _Sets()
+    _checked(libc.capget(ctypes.byref(_Header(_VERSION_3, 0)), sets), "capget")
+    return sets
+
+
+def _set(sets: ctypes.Array[_Data]) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    _checked(libc.capset(ctypes.byref(_Header(_VERSION_3, 0)), sets), "capset")
+
+
+@contextlib.contextmanager
+def withoutOverride() -> Iterator[None]:
+    """
+    Do something without root's power over the files of others, as the daemon is after its start: what it could not read again
+    must not be read at the start either.
+
+    It holds for the calling thread; whoever has no such power keeps what there is.
+
+    @raise OSError: the kernel refuses.
+    """
+    before, sets = _get(), _get()
+    sets[0].effective &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
+    _set(sets)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
 def permitted() -> set[int]:
     """
     The capabilities that the calling thread may use.
 
     @raise OSError: capget(2) failed.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    sets = _Sets()
-    _checked(libc.capget(ctypes.byref(_Header(_VERSION_3, 0)), sets), "capget")
+    sets = _get()
     both = sets[0].permitted | sets[1].permitted << 32
     return {number for number in range(_MAXIMUM) if both >> number & 1}
 
@@ -89,5 +121,5 @@ def keepOnly(wanted: Iterable[int]) -> set[int]:
         _Data(bits & 0xFFFFFFFF, bits & 0xFFFFFFFF, 0),
         _Data(bits >> 32, bits >> 32, 0),
     )
-    _checked(libc.capset(ctypes.byref(_Header(_VERSION_3, 0)), sets), "capset")
+    _set(sets)
     return keep

@@ -359,14 +359,17 @@ class Daemon(MultiService):
         try:
             files = self.shared.policy.default.files
             policy = loadFiles(self.shared.policy, isinstance(files, LoadedFiles) and files.mayLack)
-        except ConfigurationError as error:
+        except Exception as error:
             self._configuration.hasFailed(error, onlyFiles=True)
+            if not isinstance(error, ConfigurationError):
+                raise
             self.log.error("files have changed and have errors, the old ones stay in force:\n{error}", error=str(error))
             return
         self._configuration.succeeded(onlyFiles=True)
         self.shared.policy = policy
         self._watchFiles()
         self._factories.policyChanged()
+        self.dispatcher.policyChanged()
         self.log.info("files that the configuration names have changed and were read again")
 
     def reload(self) -> bool:
@@ -390,6 +393,7 @@ class Daemon(MultiService):
         self.shared.policy = policy
         self._watchFiles()
         self._factories.policyChanged()
+        self.dispatcher.policyChanged()
         limits = policy.default.limits
         self.shared.admission.maxTotal = limits.maxHandshakes
         self._relays.buffers.setLimits(limits.maxRelayBuffers, _reserveFor(limits), limits.maxRelayBuffersPerUser)

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, fail
+from twisted.logger import Logger
 
 from ssa.errors import SSAError
 from ssa.factories import Secured, TLSFactory
@@ -25,6 +26,8 @@ class CurrentServer:
     A new policy under which the listener cannot serve (it may not, or has no certificate any more) refuses clients until a
     later one lets it; the listener stays.
     """
+
+    _log = Logger()
 
     def __init__(self, profileInForce: Callable[[], Profile], make: Callable[[Profile], TLSFactory]) -> None:
         """
@@ -46,6 +49,21 @@ class CurrentServer:
             close(sock, reset=False)
             return fail(error)
         return self._factory.handshake(sock)
+
+    def refresh(self, staples: Callable[[Profile], bool]) -> None:
+        """
+        Follow the policy now and not with the next client if an OCSP answer is stapled, which has to be fetched before that.
+
+        What keeps the listener from serving, that client is told.
+
+        @param staples: whether it is, under a profile.
+        """
+        try:
+            profile = self._profileInForce()
+            if staples(profile) or staples(self.profile):
+                self._update(profile)
+        except SSAError as error:
+            self._log.debug("a listener cannot serve under the new policy: {error}", error=str(error))
 
     def _update(self, profile: Profile) -> None:
         if profile is self.profile:

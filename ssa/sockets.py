@@ -190,6 +190,16 @@ class TLSSocket:
         return self._relay is not None
 
     @property
+    def isListening(self) -> bool:
+        """Whether it has a listener that accepts."""
+        return self._listener is not None
+
+    def policyChanged(self) -> None:
+        """There is a new policy: what a listener has to fetch before its next client comes, it fetches now."""
+        if self._listener is not None and self._serving is not None:
+            self._serving.refresh(self.options.staples)
+
+    @property
     def carried(self) -> tuple[int, int]:
         """Plaintext that its connection has brought to the program, and taken from it, bytes; also when it has ended."""
         return (self._relay.bytesIn, self._relay.bytesOut) if self._relay is not None else self._carried

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from twisted.application.service import IService, Service
@@ -19,7 +19,7 @@ from ssa.logs import forTwistd
 from ssa.notifying import ServiceManager
 from ssa.policy.parser import ConfigurationError
 from ssa.policy.profile import DEFAULT_FILE, Policy
-from ssa.privileges import CAP_NET_ADMIN, keepOnly
+from ssa.privileges import CAP_NET_ADMIN, keepOnly, withoutOverride
 from ssa.service import Daemon
 from ssa.statusformat import SUFFIX
 
@@ -28,6 +28,16 @@ DEFAULT_SOCKET = "/run/ssa/daemon.sock"
 
 DEFAULT_CACHE = "/var/cache/ssa"
 """Where answers on revocation are kept; systemd's C{CacheDirectory=} says it in C{CACHE_DIRECTORY}."""
+
+
+def cacheDirectory(environment: Mapping[str, str]) -> str:
+    """
+    Find where answers on revocation are kept: systemd.exec(5), C{CacheDirectory=}.
+
+    @param environment: of the process.
+    """
+    first = environment.get("CACHE_DIRECTORY", "").partition(":")[0]
+    return first if os.path.isabs(first) else DEFAULT_CACHE
 
 
 class Options(usage.Options):
@@ -76,12 +86,13 @@ class Options(usage.Options):
 
     def load(self) -> Policy:
         """
-        Read the configuration and the files that it names.
+        Read the configuration and the files that it names, with the rights that the daemon has after its start.
 
         @raise ConfigurationError: with all errors.
         """
         config = self["config"]
-        return loadConfiguration(config or DEFAULT_FILE, required=bool(config))
+        with withoutOverride():
+            return loadConfiguration(config or DEFAULT_FILE, required=bool(config))
 
 
 class ReloadOnHangUp(Service):
@@ -191,8 +202,7 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     manager = ServiceManager()
-    cache = os.environ.get("CACHE_DIRECTORY") or DEFAULT_CACHE
-    daemon = SystemDaemon(reactor, options.policy, options.load, cache)
+    daemon = SystemDaemon(reactor, options.policy, options.load, cacheDirectory(os.environ))
     if options.parent is not None:
         output = forTwistd(options.parent, IReactorFromThreads(reactor).callFromThread)
         if output is not None:

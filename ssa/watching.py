@@ -76,4 +76,8 @@ class FilesWatch:
         self._last = found
         if settled and found != self._known:
             self._known = found
-            self._changed()
+            try:
+                self._changed()
+            except Exception:
+                # A LoopingCall would end: the next change has to be seen all the same.
+                self._log.failure("files have changed, and the daemon could not cope with it")

@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Callable
 from errno import EAGAIN, ECONNABORTED, EFAULT, EINVAL, EIO, EMFILE, ENETDOWN, EOPNOTSUPP
 from typing import Any
 
@@ -32,7 +33,7 @@ from ssa.intercept.core import TCP_CLOSE, TCP_LISTEN, Core, tcpState
 from ssa.intercept.endpoint import Connection, Endpoint, Overflow, State, Waiter
 from ssa.intercept.notify import Gone, Notification
 from ssa.interfaces import Fetched
-from ssa.protocol.messages import AcceptNotify, CloseNotify, ListenNotify
+from ssa.protocol.messages import AcceptNotify, CloseNotify, Event, ListenNotify
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _STALE_CHECK = 0.5  # seconds between looks for blocked callers whom a signal has interrupted
@@ -194,7 +195,7 @@ class Listening:
         endpoint.external, endpoint.remote = external, remote
         core.table.add(endpoint)
         connection = Connection(endpoint, sock, listener)
-        if not self._giveToWaiter(listener, connection):
+        if not self._giveToWaiter(listener, connection, isNew=True):
             try:
                 self._ring(connection)
             except OSError as error:
@@ -209,11 +210,11 @@ class Listening:
         port, connection.bell = listener.home.network.ring(listener.name)
         listener.ready[port] = connection
 
-    def _giveToWaiter(self, listener: Endpoint, connection: Connection) -> bool:
+    def _giveToWaiter(self, listener: Endpoint, connection: Connection, isNew: bool = False) -> bool:
         while listener.waiters:
             waiter = listener.waiters.pop(0)
             try:
-                if self._give(waiter.call, connection, waiter.listener):
+                if self._give(waiter.call, connection, waiter.listener, isNew=isNew):
                     return True
             except Gone:
                 continue
@@ -287,13 +288,19 @@ class Listening:
             self._drop(connection)
 
     def _give(
-        self, call: Notification, connection: Connection, listener: socket.socket | None, again: bool = False
+        self,
+        call: Notification,
+        connection: Connection,
+        listener: socket.socket | None,
+        again: bool = False,
+        isNew: bool = False,
     ) -> bool:
         """
         End an accept(2) with a connection.
 
         @param listener: the socket that the caller accepts from.
         @param again: put the connection back where the caller has no number left; else the caller of this keeps it.
+        @param isNew: whether the daemon has yet to learn the connection's id.
         @return: whether the connection was given, or is lost as it would be with TCP.
         @raise Gone: nobody waits.
         """
@@ -316,7 +323,7 @@ class Listening:
         except OSError as error:
             # as in the kernel, a bad address costs the connection
             core.fail(call, error.errno or EFAULT)
-            self._drop(connection)
+            self._drop(connection, isNew)
             return True
         if listener is not None:
             inherit(endpoint.home.defaults, listener, sock)
@@ -330,22 +337,45 @@ class Listening:
             return again
         sock.close()
         endpoint.pid, endpoint.fd = call.pid, fd
-        if core.daemon is not None and core.isServed(endpoint):
-            core.daemon.tell(
-                AcceptNotify(
-                    core.daemon.nextEvent(),
-                    endpoint.id,
-                    caller.pid,
-                    caller.uid,
-                    caller.comm,
-                    caller.executable,
-                    caller.executableDevice,
-                    caller.executableInode,
-                    caller.mountNamespace,
-                    caller.networkNamespace,
-                )
+
+        def accepted(number: int) -> Event | None:
+            if core.table.byID(endpoint.id) is not endpoint:
+                return None  # it is closed already
+            return AcceptNotify(
+                number,
+                endpoint.id,
+                caller.pid,
+                caller.uid,
+                caller.comm,
+                caller.executable,
+                caller.executableDevice,
+                caller.executableInode,
+                caller.mountNamespace,
+                caller.networkNamespace,
             )
+
+        self._tell(endpoint, accepted, isNew)
         return True
+
+    def _tell(self, endpoint: Endpoint, make: Callable[[int], Event | None], isNew: bool) -> None:
+        """
+        Tell the daemon something of a connection.
+
+        @param make: makes the event, of a number; L{None}: there is nothing to tell any more.
+        @param isNew: whether the daemon learns the connection's id only by the answer that follows what is done now.
+        """
+        core = self._core
+
+        def tell() -> None:
+            if core.daemon is not None and core.isServed(endpoint):
+                event = make(core.daemon.nextEvent())
+                if event is not None:
+                    core.daemon.tell(event)
+
+        if isNew:
+            core.reactor.callLater(0, tell)
+        else:
+            tell()
 
     def _refill(self, listener: Endpoint) -> None:
         """There is room in the backlog again."""
@@ -425,16 +455,19 @@ class Listening:
 
     # Ends.
 
-    def _drop(self, connection: Connection) -> None:
-        """Reset a connection that no program will get."""
+    def _drop(self, connection: Connection, isNew: bool = False) -> None:
+        """
+        Reset a connection that no program will get.
+
+        @param isNew: whether the daemon has yet to learn its id.
+        """
         core = self._core
         if connection.bell is not None:
             connection.bell.close()
         core.table.remove(connection.endpoint)
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
         connection.sock.close()
-        if core.daemon is not None and core.isServed(connection.endpoint):
-            core.daemon.tell(CloseNotify(core.daemon.nextEvent(), connection.endpoint.id))
+        self._tell(connection.endpoint, lambda number: CloseNotify(number, connection.endpoint.id), isNew)
 
     def closed(self, endpoint: Endpoint, error: int = EINVAL) -> None:
         """A listener is gone, with all that waits at it."""

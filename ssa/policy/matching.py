@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
-from ssa.policy.profile import Caller
+from ssa.policy.profile import HIGHEST_USER, Caller
 
 __all__ = ["Destination", "Match", "parseApplications", "parseDestinations", "parseUsers"]
 
@@ -26,11 +26,11 @@ T = TypeVar("T")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAME = re.compile(r"[a-z0-9_*?.-]{1,253}")
+_COMMENT = re.compile(r"\s[#;]")
+_SPACE_AND_SLASH = re.compile(r"\s/")
 _NUMERIC = re.compile(r"[0-9.*?]+")
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 """Where connect(2) to the addresses of no machine goes, on Linux; from a socket that is bound, to where it is bound to."""
-_HIGHEST_USER = 0xFFFFFFFE
-"""The highest user id; (uid_t)-1 is none, chown(2)."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,11 @@ def parseApplications(text: str) -> tuple[re.Pattern[str], ...]:
     for path in text.split(":"):
         if not path.startswith("/"):
             raise ValueError(f"{path!r} is no absolute path; several are separated by colons")
+        # Nothing would ever match these: a rule against a program would let it through.
+        if _COMMENT.search(path):
+            raise ValueError(f"{path!r} has a comment in it; a comment has a line of its own")
+        if _SPACE_AND_SLASH.search(path):
+            raise ValueError(f"{path!r} has a space before a slash; several paths are separated by colons")
         patterns.append(_pathPattern(path))
         real = os.path.realpath(path) if not set(path) & set("*?") else path
         if real != path:
@@ -171,8 +176,8 @@ def parseUsers(text: str) -> frozenset[int]:
         if word.startswith("@"):
             found |= _members(word[1:])
         elif word.isascii() and word.isdigit():
-            if len(word) > 10 or int(word) > _HIGHEST_USER:
-                raise ValueError(f"{word} is no number of a user; the highest is {_HIGHEST_USER}")
+            if len(word) > 10 or int(word) > HIGHEST_USER:
+                raise ValueError(f"{word} is no number of a user; the highest is {HIGHEST_USER}")
             found.add(int(word))
         else:
             found.add(_found(pwd.getpwnam, word, "user").pw_uid)
@@ -235,6 +240,8 @@ def _port(text: str | None, word: str) -> int:
 
 
 def _network(text: str) -> Network:
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone; the address alone holds for all interfaces")
     try:
         network = ipaddress.ip_network(text)
     except ValueError as error:

@@ -19,7 +19,21 @@ from ssa.policy.profile import TLS_1_2, Caller, Limits, NamedFiles, Policy, Prof
 from ssa.policy.schema import KEYS, PAIRS, REVOCATION_SOURCES, Belongs
 from ssa.tls.ciphers import checkCipherList
 
-__all__ = ["PLUGIN_SETTINGS", "Section", "Setting", "expandLevel", "makePolicy", "makeProfile", "problemsOf", "tooOld"]
+__all__ = [
+    "PLUGIN_SETTINGS",
+    "SERVER_KEYS",
+    "Section",
+    "Setting",
+    "expandLevel",
+    "forNoListener",
+    "makePolicy",
+    "makeProfile",
+    "problemsOf",
+    "tooOld",
+]
+
+SERVER_KEYS = (("CertPath", "KeyPath"), ("ClientAuth",), ("OCSPStapling",), ("SessionTickets",))
+"""What only servers have; keys that belong together are one entry."""
 
 PLUGIN_SETTINGS = {"pin": "PinnedKeys", "first-use": "FirstUseStore"}
 """Validation plug-ins that need a key, and the keys, which do nothing without them."""
@@ -220,6 +234,19 @@ def problemsOf(settings: Mapping[str, Setting]) -> Iterator[tuple[tuple[str, ...
             yield (key, "Validation"), f"{key} does nothing without {plugin} in Validation"
         if plugin in value("Validation") and not value(key):
             yield ("Validation", key), f"Validation names {plugin}, and {key} is empty"
+
+
+def forNoListener(section: Section) -> Iterator[tuple[tuple[str, ...], str]]:
+    """
+    Find what a section says about servers although it holds for none, as it names destinations.
+
+    @return: as L{problemsOf}.
+    """
+    if not section.match.destinations:
+        return
+    for keys in SERVER_KEYS:
+        if any(key in section.settings for key in keys):
+            yield keys, "it is for servers, and a profile with Destination holds for none"
 
 
 def tooOld(section: Section) -> Iterator[tuple[tuple[str, ...], str]]:

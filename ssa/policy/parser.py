@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssa.policy.matching import parseApplications, parseDestinations, parseUsers
-from ssa.policy.merging import Section, Setting, expandLevel, makePolicy, problemsOf, tooOld
+from ssa.policy.merging import Section, Setting, expandLevel, forNoListener, makePolicy, problemsOf, tooOld
 from ssa.policy.profile import DEFAULT_FILE, Policy
 from ssa.policy.schema import KEYS, MATCHERS, PAIRS, Belongs
 from ssa.policy.sections import DEFAULT, Part, readParts
@@ -57,7 +57,8 @@ def loadPolicy(
     path: str | None = None, required: bool = True, validators: Validators = _shippedValidation
 ) -> Policy:
     """
-    Read the file and the drop-ins C{*.conf} in the directory C{path + ".d"}, in the order of their names.
+    Read the file and the drop-ins C{*.conf} in the directory C{path + ".d"}, in the order of their names; hidden files, which
+    editors make, are none.
 
     A later file's value wins.
 
@@ -73,7 +74,8 @@ def loadPolicy(
     names = [path]
     directory = path + ".d"
     try:
-        names += [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if name.endswith(".conf")]
+        found = sorted(name for name in os.listdir(directory) if name.endswith(".conf") and not name.startswith("."))
+        names += [os.path.join(directory, name) for name in found]
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -141,6 +143,7 @@ def _problemsIn(section: Section, default: Section, broken: Container[str]) -> I
         yield (), f"it is for nobody: give at least one of {', '.join(MATCHERS)}"
         return
     yield from tooOld(section)
+    yield from forNoListener(section)
     if section.name in broken or DEFAULT in broken:
         return
     alone = set(problemsOf(default.settings)) if section is not default else set()

@@ -21,6 +21,7 @@ __all__ = [
     "DEFAULT_CIPHERS",
     "DEFAULT_FILE",
     "DEFAULT_SUITES",
+    "HIGHEST_USER",
     "OLD_VERSION_NAMES",
     "TLS_1_2",
     "TLS_1_3",
@@ -36,6 +37,9 @@ __all__ = [
 
 DEFAULT_FILE = "/etc/ssa.conf"
 """Where the administrator's file is, unless a command says otherwise."""
+
+HIGHEST_USER = 0xFFFFFFFE
+"""The highest user id; (uid_t)-1 is none, chown(2)."""
 
 TLS_1_2 = 0x0303
 TLS_1_3 = 0x0304

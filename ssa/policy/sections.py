@@ -8,6 +8,7 @@ The text is read by C{configparser}, strictly.
 from __future__ import annotations
 
 import configparser
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ DEFAULT = "default"
 """The section that holds for everything."""
 
 _MOST_ERRORS = 100
+_CONTROL = re.compile("[\0-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+"""What no value has, and what some editor might show as the end of a line."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,17 @@ def readParts(name: str, text: str, found: list[tuple[int, str]]) -> list[Part]:
     @param found: lines and what is wrong with them; what is wrong here is added.
     @return: its sections, in the order of the file.
     """
-    lines = text.splitlines()
+    # Only a line feed ends a line, with or without a carriage return: so a comment ends where the administrator sees its end.
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    if text.startswith("\ufeff"):
+        found.append((1, "the file begins with a byte order mark; it has to be UTF-8 without one"))
+        lines[0] = lines[0][1:]
     for number, line in enumerate(lines, 1):
-        if line[:1].isspace() and line.strip() and line.strip()[0] not in "#;":
+        control = _CONTROL.search(line) if line.lstrip()[:1] not in ("#", ";") else None
+        if control is not None:
+            found.append((number, f"there is a control character (U+{ord(control[0]):04X}) in this line"))
+            lines[number - 1] = ""
+        elif line[:1].isspace() and line.strip() and line.strip()[0] not in "#;":
             found.append((number, "a line must not begin with a space; a value has one line"))
             lines[number - 1] = ""
         elif line.startswith("[") and not line.rstrip().endswith("]"):

@@ -153,6 +153,9 @@ class Directory:
         self._mostEntries = mostEntries
         self._mostBytes = mostBytes
         self._written = 0
+        # What is there, as far as this process knows: other ones may use the directory too.
+        self._entries = 0
+        self._bytes = 0
         self._complained: set[str] = set()
 
     def read(self, key: Key, largest: int) -> Entry | None:
@@ -198,49 +201,75 @@ class Directory:
         return Entry(content, until)
 
     def write(self, key: Key, data: bytes, until: float) -> None:
-        """Keep an answer: readers see the old file or the new one, complete."""
+        """
+        Keep an answer: readers see the old file or the new one, complete.  One that is larger than all may be is not kept.
+        """
         now = self._now()
         until = min(until, now + LONGEST_LIFE)
         digest = hashlib.sha256(data).hexdigest()
-        header = f"{_MAGIC.decode()} {key.kind} {now:.0f} {until:.0f} {digest}\n".encode("ascii")
+        content = f"{_MAGIC.decode()} {key.kind} {now:.0f} {until:.0f} {digest}\n".encode("ascii") + data
+        if len(content) > self._mostBytes:
+            return
         path = os.path.join(self.path, key.fileName())
         temporary = f"{path}.{secrets.token_hex(8)}.new"
         try:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
             if not self._isUsable():
                 return
+            self._makeRoom(len(content))
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 with open(descriptor, "wb") as file:
-                    file.write(header + data)
+                    file.write(content)
                 os.replace(temporary, path)
             except BaseException:
                 self._remove(temporary)
                 raise
             self._written += 1
-            if self._written % _PRUNE_EVERY == 1:
-                self.prune()
+            self._entries += 1
+            self._bytes += len(content)
         except OSError as error:
             self._complain(error)
 
-    def prune(self) -> None:
-        """Remove what is too old or too much, the oldest first, and what a daemon that was killed has left."""
+    def _makeRoom(self, size: int) -> None:
+        """Prune before a file of so many bytes if it would be too much, and now and then; if it is, for a while."""
+        isFull = self._entries >= self._mostEntries or self._bytes + size > self._mostBytes
+        if isFull:
+            self.prune(max(1, self._mostEntries // 8), max(size, self._mostBytes // 8))
+        elif self._written % _PRUNE_EVERY == 0:
+            self.prune(1, size)
+
+    def prune(self, moreEntries: int = 0, moreBytes: int = 0) -> None:
+        """
+        Remove what is too old or too much, the oldest first, and what a daemon that was killed has left.
+
+        @param moreEntries: for how many more there shall be room.
+        @param moreBytes: how many bytes they have together.
+        """
         now = self._now()
         files = []
-        with os.scandir(self.path) as entries:
-            for entry in entries:
-                status = entry.stat(follow_symlinks=False)
+        with os.scandir(self.path) as found:
+            for entry in found:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # another daemon was faster
                 if entry.name.endswith(".new"):
                     if status.st_mtime < now - 3600:
                         self._remove(entry.path)
                 elif entry.name.endswith((".ocsp", ".crl")):
                     files.append((status.st_mtime, status.st_size, entry.path))
         files.sort(reverse=True)
+        self._entries = self._bytes = 0
         size = 0
-        for number, (written, bytes_, path) in enumerate(files):
-            size += bytes_
-            if number >= self._mostEntries or size > self._mostBytes or written < now - LONGEST_LIFE:
+        for number, (written, length, path) in enumerate(files):
+            size += length
+            isTooMuch = number >= self._mostEntries - moreEntries or size > self._mostBytes - moreBytes
+            if isTooMuch or written < now - LONGEST_LIFE:
                 self._remove(path)
+            else:
+                self._entries += 1
+                self._bytes += length
 
     def _isUsable(self) -> bool:
         """

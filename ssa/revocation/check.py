@@ -54,6 +54,7 @@ MOST_URLS = 3
 _SMALL = 64 * 1024
 """Bytes of a list that is read at once; what is larger goes to a thread."""
 
+_STAPLED = "always in force: a stapled answer that says revoked counts"
 _DEMANDED = "the certificate demands a stapled answer (TLS feature, RFC 7633)"
 
 
@@ -131,7 +132,9 @@ class Revocation:
             await self._check(chain, stapled, rules)
         except MALFORMED as error:
             described = describeCertificate(chain[0])
-            raise Cause.REVOCATION_UNKNOWN.error(f"the certificate's extensions are malformed: {error} {described}") from None
+            raise Cause.REVOCATION_UNKNOWN.error(
+                f"the certificate's extensions are malformed: {error} ({rules.rule}) {described}"
+            ) from None
 
     async def _check(self, chain: Sequence[x509.Certificate], stapled: bytes, rules: Rules) -> None:
         subjects = [Subject(certificate, issuer) for certificate, issuer in pairwise(chain)]
@@ -166,7 +169,7 @@ class Revocation:
         elif rules.couldStaple:
             leaf.said.append("stapled: nothing")
         if answer is not None and answer.status is Status.REVOKED:
-            raise revoked(leaf, answer, "the stapled OCSP answer")
+            raise revoked(leaf, answer, "the stapled OCSP answer", _STAPLED)
         if answer is None and rules.couldStaple and mustStaple(leaf.certificate):
             raise noDefiniteAnswer(leaf, _DEMANDED)
         return answer if "stapled" in rules.sources else None
@@ -211,7 +214,7 @@ class Revocation:
 
         @raise SSAError: EKEYREVOKED.
         """
-        answer = await self.cached(subject) if "cached" in rules.sources else None
+        answer = await self.cached(subject, rules) if "cached" in rules.sources else None
         if subject.stapled is not None:
             data, answer = subject.stapled
             await self._keepAnswer(subject, data, answer)
@@ -228,7 +231,7 @@ class Revocation:
 
     # the sources
 
-    async def cached(self, subject: Subject) -> Answer | None:
+    async def cached(self, subject: Subject, rules: Rules) -> Answer | None:
         """
         Look for an answer that is kept.
 
@@ -248,7 +251,7 @@ class Revocation:
                 continue
             if key.kind == "ocsp" and subject.stapled is not None and subject.stapled[1].overrules(answer):
                 continue
-            self._refuseRevoked(subject, answer, f"the cached answer ({key.kind.upper()})")
+            self._refuseRevoked(subject, answer, f"the cached answer ({key.kind.upper()})", rules)
             found = found or answer
         if found is None:
             subject.said.append("cached: nothing")
@@ -268,16 +271,22 @@ class Revocation:
         async def ask(url: str) -> Answer:
             return (await self.fetchAnswer(subject, url, rules.reach, rules.owner))[0]
 
-        return await self._askEach(subject, "OCSP", "responder", subject.responders(), ask)
+        return await self._askEach(subject, "OCSP", "responder", subject.responders(), ask, rules)
 
     async def _askLists(self, subject: Subject, rules: Rules) -> Answer | None:
         async def ask(url: str) -> Answer:
             return await self._askList(subject, url, rules)
 
-        return await self._askEach(subject, "CRL", "list", subject.lists(), ask)
+        return await self._askEach(subject, "CRL", "list", subject.lists(), ask, rules)
 
     async def _askEach(
-        self, subject: Subject, kind: str, what: str, urls: Sequence[str], ask: Callable[[str], Awaitable[Answer]]
+        self,
+        subject: Subject,
+        kind: str,
+        what: str,
+        urls: Sequence[str],
+        ask: Callable[[str], Awaitable[Answer]],
+        rules: Rules,
     ) -> Answer | None:
         """
         Ask the sources of one kind, one after the other, until one answers.
@@ -295,7 +304,7 @@ class Revocation:
             except CancelledError:
                 subject.said.append(f"{kind} {url}: no answer yet")
                 raise
-            self._refuseRevoked(subject, answer, f"{kind} {url}")
+            self._refuseRevoked(subject, answer, f"{kind} {url}", rules)
             return answer
         return None
 
@@ -364,9 +373,9 @@ class Revocation:
         return parsed
 
     @staticmethod
-    def _refuseRevoked(subject: Subject, answer: Answer, source: str) -> None:
+    def _refuseRevoked(subject: Subject, answer: Answer, source: str, rules: Rules) -> None:
         if answer.status is Status.REVOKED:
-            raise revoked(subject, answer, source)
+            raise revoked(subject, answer, source, rules.rule)
 
     # what is kept
 

@@ -52,6 +52,10 @@ _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _OK = 200
 _HTTP_PORT = 80
 _FIRST_ORDINARY_PORT = 1024
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""What is given out of global unicast addresses: the IANA's registry of the IPv6 address space."""
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+"""The prefix of translators to IPv4: RFC 6052 section 2.1."""
 
 
 class Reach(Enum):
@@ -90,8 +94,19 @@ class Place:
         if self.reach is Reach.ANY:
             return True
         parsed = ipaddress.ip_address(address.host)
-        mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-        return (mapped or parsed).is_global and not parsed.is_multicast
+        if isinstance(parsed, ipaddress.IPv6Address):
+            within = _within(parsed)
+            if within is None:
+                return parsed in _UNICAST and parsed.is_global
+            parsed = within
+        return parsed.is_global and not parsed.is_multicast
+
+
+def _within(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that packets to an IPv6 address are passed on to, by this machine or a translator; L{None}: to none."""
+    if address in _TRANSLATED:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
 
 
 @dataclass(frozen=True)

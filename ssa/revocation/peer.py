@@ -19,6 +19,7 @@ from ssa.revocation.check import Revocation, Rules
 from ssa.revocation.fetch import Reach
 from ssa.revocation.ocsp import verifyAnswer
 from ssa.revocation.verdict import NoAnswer, Subject
+from ssa.tls.certificates import describeCertificate
 from ssa.tls.connection import PeerCheck, peerCheckOf
 from ssa.tls.loglist import findLogs, parseLogs
 from ssa.tls.transparency import checkTransparency
@@ -58,8 +59,12 @@ class PeerJudge:
         chain = check.verifiedChain(connection)
         if not chain:
             # A client may have no certificate.  Everyone else who reaches this has shown one, perhaps when the session began.
-            if required and not (self._isServer and connection.get_peer_certificate() is None):
-                raise Cause.REVOCATION_UNKNOWN.error("the peer's verified chain is not known any more")
+            own = connection.get_peer_certificate(as_cryptography=True) if required else None
+            if required and not (self._isServer and own is None):
+                described = f" {describeCertificate(own)}" if own is not None else ""
+                raise Cause.REVOCATION_UNKNOWN.error(
+                    f"the peer's verified chain is not known any more ({self._rule()}){described}"
+                )
             return
         rules = Rules(
             required,

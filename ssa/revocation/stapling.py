@@ -108,6 +108,7 @@ class Staple:
         self._uniform = uniform
         self._data = b""
         self._until = 0.0
+        self._isFresh = False
         self._pause = SHORTEST_PAUSE
         self._timer: IDelayedCall | None = None
         self._work: Deferred[None] | None = None
@@ -121,7 +122,13 @@ class Staple:
 
         @return: empty if there is none that counts now.
         """
-        return self._data if self._until > self._now() else b""
+        if self._data and self._until <= self._now():
+            self._data = b""
+            if self._timer is not None and self._isFresh:
+                # The machine has slept, and the timer with it.
+                self._stopTimer()
+                self._refresh()
+        return self._data
 
     def begin(self) -> None:
         """Take what is cached, or ask."""
@@ -207,13 +214,14 @@ class Staple:
             )
 
     def _take(self, data: bytes, until: float) -> None:
-        self._data, self._until = data, until
+        self._data, self._until, self._isFresh = data, until, True
         self._pause = SHORTEST_PAUSE
         life = max(0.0, until - self._now())
         # Not all servers of a network in the same second; and never in a hurry, however short the answers live.
         self._again(max(SHORTEST_PAUSE, life * self._uniform(0.45, 0.55)))
 
     def _backOff(self) -> float:
+        self._isFresh = False
         pause, self._pause = self._pause, min(LONGEST_PAUSE, self._pause * 2)
         return pause * self._uniform(0.8, 1.2)
 

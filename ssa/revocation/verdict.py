@@ -254,9 +254,14 @@ def verifySignature(
         raise NoAnswer(f"its signature cannot be verified: {error}") from None
 
 
-def revoked(subject: Subject, answer: Answer, source: str) -> SSAError:
-    """Make the error of a revoked certificate."""
-    return Cause.REVOKED.error(f"{source} says {answer.detail} {describeCertificate(subject.certificate)}")
+def revoked(subject: Subject, answer: Answer, source: str, rule: str) -> SSAError:
+    """
+    Make the error of a revoked certificate.
+
+    @param source: who says so.
+    @param rule: why it is asked.
+    """
+    return Cause.REVOKED.error(f"{source} says {answer.detail} ({rule}) {describeCertificate(subject.certificate)}")
 
 
 def noDefiniteAnswer(subject: Subject, rule: str) -> SSAError:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from ssa.policy.parser import ConfigurationError, parsePolicy
+from ssa.policy.schema import KEYS
+from ssa.policy.schema import MATCHERS as MATCHING
 
 _NARROW = "only a profile whose Destination names certain hosts or addresses may allow it"
 _OTHER_LEVELS = "allowed are modern, intermediate and custom"
@@ -57,7 +59,7 @@ VALUES: tuple[tuple[str, str, str], ...] = (
     ("Validation", "first-use", "Validation names first-use, and FirstUseStore is empty"),
     ("FirstUseStore", "seen", "'seen' is no absolute path"),
     ("RevocationChecks", "1", "'1' is neither on nor off"),
-    ("OCSPChecks", "yes", "'yes' is neither on nor off"),
+    *((key, "yes", "'yes' is neither on nor off") for key in _SOURCES.split(", ")),
     ("RevocationTimeout", "0", "'0' is no number of seconds from 0.1 to 3600"),
     ("VerifyCertTransparency", "on", "VerifyCertTransparency is on, and TransparencyLogs names no list of logs"),
     ("TransparencyLogs", "logs.json", "'logs.json' is no absolute path"),
@@ -65,19 +67,39 @@ VALUES: tuple[tuple[str, str, str], ...] = (
     ("CertPath", "/a:/b", "CertPath names 2 files and KeyPath 0; each chain needs its key"),
     ("KeyPath", "/a", "CertPath names 0 files and KeyPath 1; each chain needs its key"),
     ("ClientCertPath", "/a", "ClientCertPath names 1 files and ClientKeyPath 0; each chain needs its key"),
+    ("ClientKeyPath", "/a", "ClientCertPath names 0 files and ClientKeyPath 1; each chain needs its key"),
     ("ClientAuth", "on", "'on' is not allowed; allowed are off, request and require"),
     ("OCSPStapling", "maybe", "'maybe' is neither on nor off"),
     ("SessionCacheTimeout", "604801", "'604801' is no whole number from 1 to 604800"),
     ("SessionResumption", "", "'' is neither on nor off"),
     ("SessionTickets", "no", "'no' is neither on nor off"),
     ("HandshakeTimeout", "soon", "'soon' is no number of seconds from 0.1 to 3600"),
+    ("ConnectTimeout", "-1", "'-1' is no number of seconds from 0 to 3600"),
+    ("ConnectTimeout", "3601", "'3601' is no number of seconds from 0 to 3600"),
+    ("ResolveTimeout", "1m", "'1m' is no number of seconds from 0.1 to 3600"),
     ("KeyLogFile", "keys", "'keys' is no absolute path"),
     ("KeyLogFile", "/x", "it is allowed in [profile NAME] only, which says whose secrets are written"),
     ("LogLevel", "all", "'all' is not allowed; allowed are debug, info, warn, error and critical"),
     ("LogFormat", "xml", "'xml' is not allowed; allowed are text and json"),
     ("RandomSeed", "/dev/hwrng", "'/dev/hwrng' is not an absolute path and a number of bytes, separated by a space"),
     ("RandomSeed", "/dev/hwrng 0", "'0' is no number of bytes from 1 to 1048576"),
-    ("MaxSockets", "0", "'0' is no whole number from 1 to 10000000"),
+    *(
+        (key, value, f"{value!r} is no whole number from 1 to {most}")
+        for key, most in (
+            ("MaxSockets", 10000000),
+            ("MaxSocketsPerUser", 10000000),
+            ("MaxHandshakes", 1000000),
+            ("MaxHandshakesPerProgram", 1000000),
+            ("MaxPendingEvents", 1000000),
+            ("MaxInterceptors", 100000),
+            ("MaxAcceptQueue", 65536),
+            ("MaxRelayBuffers", 1000000),
+            ("MaxRelayBuffersPerUser", 1000000),
+            ("MaxAddresses", 256),
+            ("MaxCachedContexts", 10000),
+        )
+        for value in ("0", str(most + 1))
+    ),
     ("MaxSocket", "1", "there is no such key; do you mean MaxSockets?"),
     ("Colour", "red", "there is no such key"),
     ("User", "root", "it says whom a profile is for, and is allowed in [profile NAME] only"),
@@ -88,6 +110,16 @@ MATCHERS: tuple[tuple[str, str, str], ...] = (
     # The same for a profile.
     ("Application", "", "it is empty; give the path of an executable, in which * stands for any characters but /"),
     ("Application", "curl", "'curl' is no absolute path; several are separated by colons"),
+    (
+        "Application",
+        "/usr/bin/curl /usr/bin/wget",
+        "'/usr/bin/curl /usr/bin/wget' has a space before a slash; several paths are separated by colons",
+    ),
+    (
+        "Application",
+        "/usr/bin/curl # the old one",
+        "'/usr/bin/curl # the old one' has a comment in it; a comment has a line of its own",
+    ),
     ("User", "", "it is empty; give names or numbers of users, or @GROUP, separated by spaces"),
     ("User", "no-such-user", "this machine has no user 'no-such-user'"),
     ("User", "@no-such-group", "this machine has no group 'no-such-group'"),
@@ -111,6 +143,8 @@ MATCHERS: tuple[tuple[str, str, str], ...] = (
         "b\u00fccher.example",
         "'b\u00fccher.example' is not ASCII: give the A-label (xn--\u2026) of an internationalized name",
     ),
+    ("Destination", "fe80::1%eth0", "'fe80::1%eth0' has a zone; the address alone holds for all interfaces"),
+    ("Destination", "[fe80::1%eth0]:443", "'fe80::1%eth0' has a zone; the address alone holds for all interfaces"),
     ("Destination", "a..b", "'a..b' is no HOST, HOST:PORT, ADDRESS, ADDRESS/PREFIX, [ADDRESS]:PORT or :PORT"),
     ("MaxSockets", "5", "it is a bound of the daemon as a whole, and is allowed in [default] only"),
     ("LogLevel", "info", "it concerns the daemon as a whole, and is allowed in [default] only"),
@@ -129,6 +163,22 @@ FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("[default]\n[default]\n", ("f:2: [default]: the section is repeated",)),
     ("[default] # x\nMaxSockets = 1\n", ("f:1: a section's line ends with ]; nothing may follow its name",)),
+    (
+        "\ufeff[default]\n",
+        ("f:1: the file begins with a byte order mark; it has to be UTF-8 without one",),
+    ),
+    (
+        "[default]\nTrustStoreLocation = /etc/\0x\nMaxSockets = 1\rMaxSockets = 2\n",
+        (
+            "f:2: there is a control character (U+0000) in this line",
+            "f:3: there is a control character (U+000D) in this line",
+        ),
+    ),
+    # What follows a comment on its line is comment, whatever else ends lines in Unicode; and lines are counted as editors do.
+    (
+        "[default]\r\n# one\x0c two\u2028MinProtocol = TLSv1.3\x85MinProtocol = TLSv1.3\r\nColour = red\r\n",
+        ("f:3: [default] Colour: there is no such key",),
+    ),
     ("[defaults]\nX = 1\n", ("f:1: [defaults]: there is no such section; allowed are [default] and [profile NAME]",)),
     ("[profile]\n", ("f:1: [profile]: a profile has a name of one word: [profile NAME]",)),
     ("[profile a b]\n", ("f:1: [profile a b]: a profile has a name of one word: [profile NAME]",)),
@@ -163,6 +213,18 @@ FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "[default]\nValidation = pin\nPinnedKeys = sha256/" + "A" * 43 + "=\n[profile a]\nUser = root\nValidation =\n",
         ("f:6: [profile a] Validation: PinnedKeys does nothing without pin in Validation",),
+    ),
+    *(
+        (
+            f"[profile a]\nDestination = a.example\n{lines}\n[profile b]\nUser = root\n{lines}\n",
+            (f"f:3: [profile a] {lines.partition(' ')[0]}: it is for servers, and a profile with Destination holds for none",),
+        )
+        for lines in (
+            "CertPath = /c\nKeyPath = /k",
+            "ClientAuth = require",
+            "OCSPStapling = on",
+            "SessionTickets = off",
+        )
     ),
     *(
         (
@@ -201,6 +263,11 @@ class BadPolicyTests(SynchronousTestCase):
         except ConfigurationError as error:
             return error.errors
         return ()
+
+    def test_everyKey(self) -> None:
+        """There is a bad value of each key and each matcher in the tables."""
+        self.assertEqual(set(KEYS), {key for key, _, _ in VALUES if key in KEYS})
+        self.assertEqual(set(MATCHING), {key for key, _, _ in MATCHERS if key in MATCHING})
 
     def test_values(self) -> None:
         """One bad value of [default]."""

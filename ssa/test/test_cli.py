@@ -174,7 +174,10 @@ class CommandLineTests(SynchronousTestCase):
             (("--destination", "::1:443"), "an IPv6 address is written as [ADDRESS]:PORT"),
             (("--destination", "a:0"), "with a port from 1 to 65535"),
             (("--application", "x"), "--application: 'x' is no absolute path"),
-            (("--address", "x"), "'x' does not appear to be"),
+            (("--address", "x"), "--address: 'x' does not appear to be"),
+            (("--destination", "[x]:1"), "--destination: '[x]:1' is not [ADDRESS]:PORT"),
+            (("--user", "4294967295"), "--user: '4294967295' is no number of a user"),
+            (("--user", "1" * 5000), "is no number of a user"),
         )
         for arguments, problem in wrong:
             status, output, errors = self.said("explain", *arguments, config)
@@ -185,7 +188,7 @@ class CommandLineTests(SynchronousTestCase):
 
     def test_seenEnough(self) -> None:
         """Who reads only the first lines gets no traceback."""
-        for words in (["explain"], ["doctor"]):
+        for words in (["explain"], ["doctor"], ["--help"]):
             reader, writer = os.pipe()
             os.close(reader)
             with open(writer, "wb") as output:

@@ -280,6 +280,10 @@ class BoundTests(SynchronousTestCase):
             ("192.0.43.8", True), ("127.0.0.1", False), ("10.1.2.3", False), ("169.254.169.254", False), ("0.0.0.0", False),
             ("224.0.0.1", False), ("::1", False), ("fe80::1", False), ("fc00::1", False), ("::ffff:127.0.0.1", False),
             ("2606:2800:21f::1", True), ("::ffff:192.0.43.8", True),
+            ("64:ff9b::10.1.2.3", False), ("64:ff9b::127.0.0.1", False), ("64:ff9b::192.0.43.8", True),
+            ("64:ff9b:1::8.8.8.8", False), ("2002:0a01:0203::1", False), ("2002:7f00:0001::1", False),
+            ("2002:c000:2b08::1", True), ("fec0::1", False),
+            ("::127.0.0.1", False), ("ff0e::1", False), ("2001:db8::1", False),
         ):  # fmt: skip
             address = InternetAddress(socket.AF_INET6 if ":" in host else socket.AF_INET, host, 80)
             self.assertEqual(expected, public.admits(address), host)

@@ -102,6 +102,14 @@ class FileTests(SynchronousTestCase):
         os.chmod(self.path, 0o640)
         self.refuses("mode 0600")
 
+    def test_otherUser(self) -> None:
+        """Nor one of somebody else."""
+        with open(self.path, "w"):
+            pass
+        os.chmod(self.path, 0o600)
+        self.patch(os, "geteuid", lambda: os.getuid() + 1)
+        self.refuses("belong to the daemon's user")
+
     def test_pipe(self) -> None:
         """Nor anything but a file, and nothing waits for it."""
         os.mkfifo(self.path)

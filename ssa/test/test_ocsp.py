@@ -6,16 +6,27 @@ from __future__ import annotations
 import datetime
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from twisted.trial.unittest import SynchronousTestCase
 
-from ssa.revocation.ocsp import LARGEST_ANSWER, LONGEST_GET, makeQuestion, questionURL, verifyAnswer
-from ssa.revocation.verdict import CLOCK_SKEW, LONGEST_WITHOUT_END, NoAnswer, Status, Subject, mustStaple
+from ssa.revocation.ocsp import LARGEST_ANSWER, LONGEST_GET, _find, _isAbout, makeQuestion, questionURL, verifyAnswer
+from ssa.revocation.verdict import (
+    CLOCK_SKEW,
+    LONGEST_WITHOUT_END,
+    NoAnswer,
+    Status,
+    Subject,
+    checkTimes,
+    mustStaple,
+    verifySignature,
+)
 from ssa.test.pki import CA, otherCA, testCA, testKey
 from ssa.test.responders import DAY, HOUR, delegate, ocspAnswer, points
 
@@ -138,6 +149,40 @@ class AnswerTests(SynchronousTestCase):
         other = testCA().issue(["other.example"]).certificate
         self.refused("another certificate", ocspAnswer(testCA(), other))
         self.refused("another certificate", self.answer(issuer=otherCA().certificate))
+
+    def test_renamedIssuer(self) -> None:
+        """An answer about the same serial number of an authority with the same key and another name, or the other way round."""
+        single = next(iter(ocsp.load_der_ocsp_response(self.answer()).responses))
+        names = ("serial_number", "hash_algorithm", "issuer_name_hash", "issuer_key_hash")
+        same: Any = {name: getattr(single, name) for name in names}
+        self.assertTrue(_isAbout(SimpleNamespace(**same), self.subject))  # type: ignore[arg-type]
+        for name in names[2:]:
+            other: Any = SimpleNamespace(**{**same, name: bytes(20)})
+            self.assertFalse(_isAbout(other, self.subject), name)
+
+    def test_several(self) -> None:
+        """Of several answers about one certificate in one response "revoked" counts, wherever it stands."""
+        loaded = [ocsp.load_der_ocsp_response(self.answer(status)) for status in (GOOD, REVOKED, GOOD)]
+        singles = [next(iter(each.responses)) for each in loaded]
+        for order in ((0, 1, 2), (1, 0, 2), (0, 2, 1)):
+            response: Any = SimpleNamespace(responses=[singles[number] for number in order])
+            self.assertEqual(Status.REVOKED, _find(response, self.subject, time.time()).status)
+
+    def test_backwards(self) -> None:
+        """An answer that ends before it begins."""
+        now = time.time()
+        self.assertRaises(NoAnswer, checkTimes, now + 100, now - 100, now)
+        self.assertEqual(now + 100, checkTimes(now + 100, now + 100, now))
+
+    def test_weakDigests(self) -> None:
+        """Signatures with MD5 and SHA-1."""
+        data = ocsp.load_der_ocsp_response(self.answer())
+        key = testCA().certificate.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        for weak in (hashes.MD5(), hashes.SHA1()):
+            error = self.assertRaises(NoAnswer, verifySignature, key, data.signature, data.tbs_response_bytes, weak)
+            self.assertIn(f"{weak.name.upper()}, which is too weak", str(error))
+        verifySignature(key, data.signature, data.tbs_response_bytes, hashes.SHA256())
 
     def test_responderErrors(self) -> None:
         """tryLater and its like."""

@@ -15,11 +15,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from ssa.errors import Cause, SSAError
 from ssa.options import SocketOptions
 from ssa.policy.profile import Profile
+from ssa.revocation import peer
 from ssa.revocation.check import Rules
 from ssa.revocation.fetch import Reach
 from ssa.revocation.peer import PeerJudge
-from ssa.test.pki import testCA
-from ssa.test.responders import points
+from ssa.test.ctlogs import TestLog, logListBytes
+from ssa.test.pki import otherCA, testCA
+from ssa.test.responders import ocspAnswer, points
 from ssa.tls.connection import PeerCheck
 
 
@@ -156,19 +158,37 @@ class JudgeTests(SynchronousTestCase):
 
     def test_resumedClient(self) -> None:
         """The chain of a client's resumed session is the verified one; if it is not known, and must be: refused."""
+        origins = {"RevocationChecks": "/etc/ssa.conf:3 [default]"}
         profile = Profile(revocationChecks=True)
         self.successResultOf(self.judge(profile, True, resumed=True))
         self.assertEqual([self.chain], [chain for chain, _, _ in self.revocation.asked])
         connection: Any = _Connection(self.chain, True)
         connection.check.chain = ()
         for isRequired in (True, False):
-            judging = self.newJudge(Profile(revocationChecks=isRequired), True).judge(connection, self.left)
-            judged = Deferred.fromCoroutine(judging)
+            profile = Profile(revocationChecks=isRequired, origins=origins)
+            judged = Deferred.fromCoroutine(self.newJudge(profile, True).judge(connection, self.left))
             if isRequired:
-                self.assertIn("chain is not known", self.refused(judged))
+                reason = self.refused(judged)
+                self.assertIn("chain is not known", reason)
+                self.assertIn("(RevocationChecks at /etc/ssa.conf:3 [default]) [subject CN=server.example", reason)
             else:
                 self.successResultOf(judged)
         self.assertEqual(1, len(self.revocation.asked))
+
+    def test_transparencyOfAnswers(self) -> None:
+        """Timestamps in a stapled answer count only if it is the issuer's about this certificate."""
+        got: list[bytes] = []
+        self.patch(peer, "checkTransparency", lambda chain, stapled, *rest: got.append(stapled))
+        path = self.mktemp()
+        with open(path, "wb") as file:
+            file.write(logListBytes(TestLog("one", "some operator")))
+        good = ocspAnswer(testCA(), self.chain[0])
+        for answer in (good, ocspAnswer(otherCA(), self.chain[0]), ocspAnswer(testCA(), testCA().issue().certificate), b"x"):
+            connection: Any = _Connection(self.chain, False)
+            connection.check.stapled = answer
+            judge = self.newJudge(Profile(certTransparency=True, transparencyLogs=path), False)
+            self.successResultOf(Deferred.fromCoroutine(judge.judge(connection, 1)))
+        self.assertEqual([good, b"", b"", b""], got)
 
     def test_transparencyWithoutList(self) -> None:
         """It is on, and there is no list: refused.  Not where it was checked before, nor for clients."""

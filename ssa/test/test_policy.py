@@ -86,6 +86,22 @@ class DocumentationTests(SynchronousTestCase):
             shown = key.show(key.default)
             self.assertEqual(f"``{shown}``" if shown else "empty", fields["Default"], name)
 
+    def test_ranges(self) -> None:
+        """The bounds of a number that the manual names are those of the code: these values are allowed, and none beyond."""
+        with open(MANUAL, encoding="utf-8") as file:
+            text = file.read()
+        pattern = r"^``(\w+)``\n(?:    .*\n|\n)+?    :Type: .*?([\d.]+) to (\d+)\n"
+        found = re.findall(pattern, text, re.MULTILINE)
+        numbers = {name for name, key in KEYS.items() if type(key.default) in (int, float)} - {"MinProtocol", "MaxProtocol"}
+        self.assertEqual(numbers | {"RandomSeed"}, {name for name, _, _ in found})
+        for name, least, most in found:
+            before = "/x " if name == "RandomSeed" else ""
+            step = 0.05 if "." in least else 1
+            for number in (least, most):
+                KEYS[name].parse(before + number)
+            for beyond in (float(least) - step, int(most) + step):
+                self.assertRaises(ValueError, KEYS[name].parse, f"{before}{beyond:g}" if step < 1 else f"{before}{int(beyond)}")
+
 
 class ParseTests(SynchronousTestCase):
     """Texts, right and wrong."""
@@ -111,6 +127,11 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(profile.limits, Limits(maxSockets=7))
         self.assertEqual(profile.truncation, "allow")
         self.assertEqual(profile.trustStore, "/x # y")
+
+    def test_comments(self) -> None:
+        """A comment ends with its line, whatever else ends lines in Unicode."""
+        for end in "\x0b\x0c\x1c\x85\u2028\u2029\r":
+            self.assertEqual(Profile(), self.profile(f"[default]\n# was:{end}MinProtocol = TLSv1.3\n"), repr(end))
 
     def test_origin(self) -> None:
         """A value knows its rule; a built-in one has none."""
@@ -198,13 +219,24 @@ class ParseTests(SynchronousTestCase):
             ("ECDHE+AESGCM:AES256-SHA", "AES256-SHA"),
             ("PSK-AES128-GCM-SHA256", "PSK"),
             ("ECDHE+AESGCM:NONSENSE", "NONSENSE"),
+            ("ECDHE+AESGCM:!AES126", "AES126"),
+            ("ECDHE+AESGCM:!aNULL:-AESGMC", "AESGMC"),
+            ("ECDHE+AESGCM:!", "group of ciphers !"),
+            ("ECDHE+AESGCM:@STRENGHT", "@STRENGHT"),
             ("ECDHE+AESGCM:@SECLEVEL=0", "SECLEVEL"),
             ("!ALL", "no cipher"),
             ("", "no cipher"),
             ("ECDHE\u00e9", "ASCII"),
         ):
             self.assertIn(word, checkCipherList(text), text)
-        for text in (Profile().cipherList, "ECDHE+AESGCM", "ECDHE+CHACHA20:ECDHE+AESGCM", "DHE+AESGCM:!aNULL:!aDSS:!PSK"):
+        usual = "!aNULL:!kRSA:!PSK:!SRP:!MD5:!RC4:!3DES:!DES:!EXPORT:!eNULL:!DSS:!ARIA:!CAMELLIA:!SHA1:!SHA256:!SHA384"
+        for text in (
+            Profile().cipherList,
+            "ECDHE+AESGCM",
+            "ECDHE+CHACHA20:ECDHE+AESGCM",
+            "DHE+AESGCM:!aNULL:!aDSS:!PSK",
+            f"HIGH:{usual}:!ECDH+SHA1:!AESCCM8:!DES-CBC3-SHA:@STRENGTH",
+        ):
             self.assertEqual(checkCipherList(text), "", text)
 
     def test_cipherNames(self) -> None:
@@ -240,6 +272,7 @@ class LoadTests(SynchronousTestCase):
         self.write(path + ".d/20.conf", "[default]\nMaxSockets = 3\n")
         self.write(path + ".d/10.conf", "[default]\nMaxSockets = 2\nMaxAddresses = 4\n")
         self.write(path + ".d/30.conf~", "rubbish")
+        os.symlink("user@host.1234", path + ".d/.#20.conf")  # what Emacs makes of a file that is edited
         policy = loadPolicy(path)
         self.assertEqual(policy.default, Profile(minProtocol=TLS_1_2, limits=Limits(maxSockets=3, maxAddresses=4)))
         self.assertEqual(policy.origins["MaxSockets"], (path + ".d/20.conf", 2))

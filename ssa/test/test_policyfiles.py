@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
+import subprocess
 from typing import Any
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import rand
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -19,6 +22,7 @@ from ssa.policy.profile import Caller, Policy
 from ssa.regularfiles import readRegular
 from ssa.test.ctlogs import TestLog, logListBytes
 from ssa.test.pki import Credential, otherCA, testCA, testKey
+from ssa.test.processes import need
 from ssa.test.tlspair import Pair
 from ssa.tls import policyfiles
 from ssa.tls.policyfiles import LoadedFiles, clientCredentials, serverCredentials, signatureOf, storeOf
@@ -143,14 +147,45 @@ class LoadTests(FilesCase):
             (error,) = self.errors(f"[profile a]\nUser = 0\nTrustStoreLocation = {self.path(name)}\n")
             self.assertEqual(f"3: [profile a] TrustStoreLocation: {words}", error)
 
+    def test_oddCertificate(self) -> None:
+        """A certificate of a version that there is not: it is not trusted, and the others of the store are."""
+        der = testCA().issue().certificate.public_bytes(Encoding.DER)
+        odd = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07", 1)
+        odd = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(odd) + b"-----END CERTIFICATE-----\n"
+        roots = self.write("roots.pem", odd + testCA().pem)
+        text = f"[default]\nTrustStoreLocation = {roots}\n"
+        self.assertEqual((testCA().certificate,), storeOf(self.load(text).default).certificates())
+        self.write("roots.pem", odd)
+        self.assertEqual(
+            ["2: [default] TrustStoreLocation: the trust store /roots.pem holds no certificate"], self.errors(text)
+        )
+        chain, key = self.credential(testCA().issue())
+        self.write("server.pem", odd)
+        (error,) = self.errors(f"[default]\nCertPath = {chain}\nKeyPath = {key}\n")
+        self.assertTrue(error.startswith("2: [default] CertPath: /server.pem: certificate 1 in it is malformed: "), error)
+
+    def test_kindsOfKeys(self) -> None:
+        """A certificate whose key may only be used with RSASSA-PSS cannot be served: that is said in these words."""
+        openssl = need("openssl")
+        chain, key = self.path("c.pem"), self.path("c.key")
+        for words in (
+            ("genpkey", "-algorithm", "RSA-PSS", "-pkeyopt", "rsa_keygen_bits:2048", "-out", key),
+            ("req", "-x509", "-key", key, "-subj", "/CN=pss.example", "-out", chain),
+        ):
+            subprocess.run([openssl, *words], check=True, capture_output=True, timeout=60)
+        (error,) = self.errors(f"[default]\nCertPath = {chain}\nKeyPath = {key}\n")
+        self.assertIn("2: [default] CertPath: /c.pem and /c.key: the key of the certificate [subject CN=", error)
+        self.assertIn("] is of the kind RSASSA-PSS, which is not supported; one of the kind rsaEncryption is", error)
+
     def test_badLogs(self) -> None:
         """A list of logs that is none."""
         path = self.write("logs.json", "{")
         (error,) = self.errors(f"[default]\nTransparencyLogs = {path}\n")
-        self.assertTrue(error.startswith("2: [default] TransparencyLogs: /logs.json: "), error)
+        start = "2: [default] TransparencyLogs: /logs.json is no list of logs (JSON, version 3): "
+        self.assertTrue(error.startswith(f"{start}Expecting "), error)
         self.write("logs.json", "{}")
         (error,) = self.errors(f"[default]\nTransparencyLogs = {path}\n")
-        self.assertEqual("2: [default] TransparencyLogs: /logs.json: the list has no list 'operators'", error)
+        self.assertEqual(f"{start}the list has no list 'operators'", error)
         good = logListBytes(TestLog("one", "some operator"))
         self.write("logs.json", good)
         files = self.load(f"[default]\nTransparencyLogs = {path}\n").default.files
@@ -307,6 +342,30 @@ class WatchTests(FilesCase):
             change()
             self.pass_(2)
             self.assertEqual(number, len(self.changes))
+
+    def test_mistake(self) -> None:
+        """What goes wrong with one change does not keep the next one from being seen."""
+
+        def fail() -> None:
+            self.changes.append(0)
+            raise ZeroDivisionError
+
+        self.patch(self.watch, "_changed", fail)
+        path = self.write("a", b"1")
+        self.see(path)
+        for content in (b"12", b"123"):
+            self.write("a", content)
+            self.pass_(2)
+        self.assertEqual(2, len(self.changes))
+        self.assertEqual(2, len(self.flushLoggedErrors(ZeroDivisionError)))
+
+    def test_unchanged(self) -> None:
+        """What was loaded and has not changed is not loaded again."""
+        files = self.load(f"[default]\nTrustStoreLocation = {self.write('roots.pem', testCA().pem)}\n").default.files
+        assert isinstance(files, LoadedFiles)
+        self.watch.watch(files.paths, files.signature)
+        self.pass_(3)
+        self.assertEqual([], self.changes)
 
     def test_beforeReading(self) -> None:
         """What changes while it is read is seen: the signature is older than what was read."""

@@ -356,6 +356,17 @@ class ChangeTests(PolicyCase):
         self.assertEqual(b"data", await deferToThread(exchange, program.plain, b"data"))
         return 0, resumed
 
+    async def test_sessions(self) -> None:
+        """No client resumes a session from before a reload, whatever has changed."""
+        roots = self.write("roots.pem", testCA().pem)
+        text = f"[default]\nTrustStoreLocation = {roots}\n"
+        self.assertTrue(self.configure(text))
+        with running(echo(serverContext(testCA().issue()))) as server:
+            for _ in range(2):
+                self.assertEqual((0, False), await self.connectAgain(server.port))
+                self.assertEqual((0, True), await self.connectAgain(server.port))
+                self.assertTrue(self.configure(text))
+
     async def test_logs(self) -> None:
         """A list of logs that changes ends the sessions that began under the old one."""
         logs = [TestLog(name) for name in ("a", "b", "c", "d")]

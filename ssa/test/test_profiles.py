@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import grp
+import hashlib
 import os
 import pwd
 
@@ -69,6 +70,8 @@ class MatchingTests(SynchronousTestCase):
             ("a.example:443", "a.example", "", 443, True),
             ("a.example:443", "a.example", "", 444, False),
             ("*", "a.example", "", 1, True),
+            ("*e*", "fe80::e", "", 1, False),
+            ("*e*", "192.0.2.1", "fe80::e", 1, False),
             ("*", "192.0.2.1", "", 1, True),
             (":443", "a.example", "", 443, True),
             (":443", "192.0.2.1", "", 444, False),
@@ -200,6 +203,22 @@ class LevelTests(SynchronousTestCase):
             self.assertEqual(name, profile.securityLevel)
             self.assertEqual(f"f1:2 [default] SecurityLevel {name} {LEVELS[name].version}", profile.origin("MinProtocol"))
             self.assertEqual(Profile().handshakeTimeout, profile.handshakeTimeout)
+
+    def test_versions(self) -> None:
+        """The values of each version are these: who changes values gives them a new version."""
+        found = {}
+        for level in LEVELS.values():
+            digest = hashlib.sha256(repr(sorted(level.values.items())).encode()).hexdigest()
+            found[f"{level.name} {level.version}"] = digest[:16]
+        self.assertEqual(
+            {
+                "modern 5.7-1": "d396301639b74c07",
+                "intermediate 5.7-1": "d7c593e85c67612e",
+                "old 5.7-1": "b3611beb1b7537bd",
+                "custom 1": "4f53cda18c2baa0c",
+            },
+            found,
+        )
 
     def test_custom(self) -> None:
         """It sets nothing."""

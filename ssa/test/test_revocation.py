@@ -13,14 +13,14 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.x509 import ocsp
-from cryptography.x509.oid import ExtensionOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import SkipTest
 
 from ssa.errors import SSAError
 from ssa.revocation.cache import Cache, Directory, Entry, Key
-from ssa.revocation.check import Revocation, Rules
+from ssa.revocation.check import MOST_URLS, Revocation, Rules
 from ssa.revocation.fetch import Reach
 from ssa.revocation.verdict import SOURCES, Subject
 from ssa.test.fetching import FetchCase
@@ -310,6 +310,28 @@ class OrderTests(RevocationCase):
         self.web.put("/root", revocationList(testCA(), [middle.certificate.serial_number]))
         self.assertRevoked(await self.check(own), "subject CN=SSA test intermediate")
 
+    async def test_mostURLs(self) -> None:
+        """A certificate that names many sources: three of each kind are asked, and no more."""
+        self.assertEqual(3, MOST_URLS)
+        urls = [self.web.url(f"/{number}") for number in range(10)]
+        self.assertUnknown(await self.check(testCA().issue(extensions=points("", *urls))), "/0: ", "/2: ")
+        self.assertEqual([("GET", f"/{number}") for number in range(3)], self.web.asked)
+        self.web.asked.clear()
+        places = map(x509.UniformResourceIdentifier, urls)
+        access = [x509.AccessDescription(AuthorityInformationAccessOID.OCSP, place) for place in places]
+        await self.check(testCA().issue(extensions=[x509.AuthorityInformationAccess(access)]))
+        self.assertEqual({f"/{number}" for number in range(3)}, {path for _, path in self.web.asked})
+
+    async def test_othersEnd(self) -> None:
+        """One certificate of a chain is revoked: what is still asked about the others ends."""
+        middle = testCA().intermediate(extensions=points("", self.web.url("/root")))
+        own = self.issue(middle)
+        self.web.put("/ocsp", slow)
+        self.web.put("/crl", slow)
+        self.web.put("/root", revocationList(testCA(), [middle.certificate.serial_number]))
+        self.assertRevoked(await self.check(own), "subject CN=SSA test intermediate")
+        self.assertEqual((0, 0), (len(self.revocation._answers), len(self.revocation._lists)))
+
     async def test_publicOnly(self) -> None:
         """A program's own authority asks nobody on this machine."""
         own = self.issue()
@@ -330,7 +352,37 @@ class MalformedTests(RevocationCase):
         """A name of a kind that it does not know, as a client may send it: refused, with a text."""
         names = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("300ba509a1070c056170617274"))
         text = await self.check(testCA().issue(noNames=True, extensions=[names]))
-        self.assertUnknown(text, "the certificate's extensions are malformed", "CN=server.example")
+        self.assertUnknown(text, "the certificate's extensions are malformed", "CN=server.example", "(RevocationChecks)")
+
+
+class RuleTests(RevocationCase):
+    """Each refusal names the rule behind it, where it stands."""
+
+    RULE = "RevocationChecks at /etc/ssa.conf:3 [default]"
+
+    async def test_revoked(self) -> None:
+        """By a responder, a list, and the cache."""
+        for source in ("ocsp", "crl"):
+            own = self.issue()
+            self.web.put("/ocsp", ocspAnswer(testCA(), own.certificate, REVOKED))
+            self.web.put("/crl", revocationList(testCA(), [own.certificate.serial_number]))
+            for asked in (source, "cached"):
+                text = await self.check(own, asked, rule=self.RULE)
+                self.assertRevoked(text, f"({self.RULE}) [subject CN=server.example")
+
+    async def test_stapled(self) -> None:
+        """A stapled answer counts always; it says so."""
+        own = self.issue()
+        answer = ocspAnswer(testCA(), own.certificate, REVOKED)
+        always = "(always in force: a stapled answer that says revoked counts) [subject CN=server.example"
+        for required in (False, True):
+            self.assertRevoked(await self.check(own, stapled=answer, required=required, rule=self.RULE), always)
+
+    async def test_unknown(self) -> None:
+        """No answer, and an answer that the certificate itself demands."""
+        self.assertUnknown(await self.check(testCA().issue(), rule=self.RULE), self.RULE, "[subject CN=server.example")
+        text = await self.check(self.issue(mustStaple=True), required=False, rule=self.RULE)
+        self.assertUnknown(text, "RFC 7633", "[subject CN=server.example")
 
 
 class StapledTests(RevocationCase):

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ class CacheTests(SynchronousTestCase):
 
     def test_lifetime(self) -> None:
         """Until the answer's end, seven days at most."""
+        self.assertEqual(7 * DAY, LONGEST_LIFE)
         self.cache.put(key(1), Entry(b"a", self.time + 10))
         self.cache.put(key(2), Entry(b"b", self.time + 100 * DAY))
         self.cache.put(key(3), Entry(b"c", self.time))
@@ -177,6 +180,47 @@ class DirectoryTests(SynchronousTestCase):
         self.assertEqual({self.file(2).name, self.file(3).name}, set(os.listdir(self.path)))
         self.directory(mostBytes=200).prune()
         self.assertEqual([self.file(3).name], os.listdir(self.path))
+
+
+    def test_bounds(self) -> None:
+        """The bounds hold after each answer that is written, not only now and then; those of other daemons there count too."""
+        for most, size in ((8, 100000), (1000, 1000)):
+            self.path = os.path.abspath(self.mktemp()) + "/ssa"
+            directory = self.directory(mostEntries=most, mostBytes=size)
+            for number in range(100):
+                directory.write(key(number), bytes(100), self.time + DAY)
+                found = [each.stat().st_size for each in Path(self.path).iterdir()]
+                self.assertLessEqual(len(found), most)
+                self.assertLessEqual(sum(found), size)
+                self.assertIsNotNone(directory.read(key(number), 1000))
+            other = self.directory(mostEntries=most, mostBytes=size)
+            for number in range(100, 200):
+                other.write(key(number), bytes(100), self.time + DAY)
+            self.assertIsNone(directory.read(key(99), 1000))
+            directory.write(key(200), bytes(2 * size), self.time + DAY)
+            self.assertFalse(self.file(200).exists())
+        self.assertEqual([], self.warned)
+
+    def test_pruneTogether(self) -> None:
+        """A file that another daemon removes meanwhile does not end the pruning."""
+        directory = self.directory(mostEntries=1)
+        for number in range(3):
+            directory.write(key(number), b"a", self.time + DAY)
+        real = os.scandir
+
+        @contextlib.contextmanager
+        def scan(path: str) -> Iterator[list[os.DirEntry[str]]]:
+            Path(path, "gone.ocsp").write_bytes(b"")
+            with real(path) as entries:
+                found = list(entries)
+            Path(path, "gone.ocsp").unlink()
+            yield sorted(found, key=lambda entry: entry.name != "gone.ocsp")
+
+        for number in range(1, 4):
+            Path(self.path, key(number).fileName()).write_bytes(b"a")
+        self.patch(os, "scandir", scan)
+        directory.prune()
+        self.assertEqual(1, len(os.listdir(self.path)))
 
 
 class PlaceTests(SynchronousTestCase):

@@ -6,6 +6,7 @@ Revocation, stapling and transparency from the socket call to the network: a rea
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import os
 import shutil
@@ -25,16 +26,18 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest
 
 from ssa.api import InternetAddress, Option
+from ssa.configuration import loadConfiguration
 from ssa.policy.profile import Policy, Profile
 from ssa.service import Daemon
 from ssa.test.badservers import Serve, running, stapling
 from ssa.test.ctlogs import TestLog, issueLogged, logListBytes, timestampList, wholeEntry
+from ssa.test.loggedanswers import answerWith
 from ssa.test.loopback import Program
-from ssa.test.pki import CA, Credential, testCA
+from ssa.test.pki import CA, Credential, otherCA, testCA
 from ssa.test.responders import DAY, Web, ocspAnswer, opensslResponder, points, revocationList, slow
 from ssa.test.test_daemon import DaemonCase, after, reactor
 
-REVOKED = ocsp.OCSPCertStatus.REVOKED
+REVOKED, UNKNOWN = ocsp.OCSPCertStatus.REVOKED, ocsp.OCSPCertStatus.UNKNOWN
 NAME = "server.example"
 
 
@@ -204,27 +207,39 @@ class NotRequiredTests(CheckedCase):
         self.assertEqual((0, ""), await self.connectTo(stapling(own, ocspAnswer(testCA(), own.certificate))))
 
     async def test_nginx(self) -> None:
-        """nginx staples what OpenSSL's responder says, and a revocation; the certificates demand it."""
+        """
+        nginx staples what OpenSSL's responder says, and other answers from files: the certificates demand a good one.
+        """
         nginx = shutil.which("nginx") or ("/usr/sbin/nginx" if os.path.exists("/usr/sbin/nginx") else None)
         if nginx is None or shutil.which("openssl") is None:
             raise SkipTest("there is no nginx, or no openssl")
-        good, bad = self.issue(mustStaple=True), testCA().issue([NAME], extensions=points("", mustStaple=True))
-        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-            ports = one.getsockname()[1], two.getsockname()[1]
-        for name, credential in (("good", good), ("bad", bad)):
-            (self.folder / f"{name}.pem").write_bytes(credential.chainPEM)
-            (self.folder / f"{name}.key").write_bytes(credential.keyPEM)
-        # nginx keeps to itself what its responder says is revoked; from a file it staples everything.
-        (self.folder / "bad.der").write_bytes(ocspAnswer(testCA(), bad.certificate, REVOKED))
-        with opensslResponder(self.folder, testCA(), [good.certificate]) as url:
-            kinds = {
-                "good": f"ssl_stapling_verify on; ssl_trusted_certificate trust.pem; ssl_stapling_responder {url};",
-                "bad": "ssl_stapling_file bad.der;",
-            }
+        own = self.issue(mustStaple=True)
+        (self.folder / "own.pem").write_bytes(own.chainPEM)
+        (self.folder / "own.key").write_bytes(own.keyPEM)
+        # nginx keeps to itself what its responder says but good; from a file it staples everything.
+        answers = {
+            "revoked": (ocspAnswer(testCA(), own.certificate, REVOKED), "keyCompromise"),
+            "unknown": (ocspAnswer(testCA(), own.certificate, UNKNOWN), "the responder does not know the certificate"),
+            "expired": (ocspAnswer(testCA(), own.certificate, begin=-3 * DAY, end=-DAY), "it has expired"),
+            "wrong": (ocspAnswer(otherCA(), own.certificate, issuer=testCA().certificate), "its signer is neither"),
+        }
+        for name, (data, _) in answers.items():
+            (self.folder / f"{name}.der").write_bytes(data)
+        expected = {"good": (0, ""), "absent": (errno.EKEYREVOKED, "stapled: nothing")}
+        expected |= {name: (errno.EKEYREVOKED, words) for name, (_, words) in answers.items()}
+        with contextlib.ExitStack() as stack:
+            free = {name: stack.enter_context(socket.create_server(("127.0.0.1", 0))) for name in expected}
+            ports = {name: sock.getsockname()[1] for name, sock in free.items()}
+        with opensslResponder(self.folder, testCA(), [own.certificate]) as url:
+            kinds = {name: f"ssl_stapling on; ssl_stapling_file {name}.der;" for name in answers}
+            kinds["good"] = (
+                f"ssl_stapling on; ssl_stapling_verify on; ssl_trusted_certificate trust.pem; ssl_stapling_responder {url};"
+            )
+            kinds["absent"] = "ssl_stapling off;"
             servers = "".join(
-                f"server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {name}.pem; ssl_certificate_key {name}.key;"
-                f' ssl_stapling on; {kind} return 200 "hello"; }}'
-                for port, (name, kind) in zip(ports, kinds.items(), strict=True)
+                f"server {{ listen 127.0.0.1:{ports[name]} ssl; ssl_certificate own.pem; ssl_certificate_key own.key;"
+                f' {kind} return 200 "hello"; }}'
+                for name, kind in kinds.items()
             )
             temporary = "".join(f"{name}_temp_path tmp;" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
             (self.folder / "nginx.conf").write_text(
@@ -234,16 +249,15 @@ class NotRequiredTests(CheckedCase):
             process = subprocess.Popen([nginx, "-p", str(self.folder), "-c", "nginx.conf"], stderr=subprocess.DEVNULL)
             try:
                 # nginx asks when the first client comes, and staples for those after it.
-                expected = ((ports[0], 0, ""), (ports[1], errno.EKEYREVOKED, "keyCompromise"))
-                for port, number, word in expected:
+                for name, (number, word) in expected.items():
                     for _ in range(100):
-                        result = await self.firstByte(port)
+                        result = await self.firstByte(ports[name])
                         if result[0] == number and word in result[1]:
                             break
                         await after(0.1)
                     log = (self.folder / "error.log").read_text()
-                    self.assertEqual(number, result[0], result[1] + log)
-                    self.assertIn(word, result[1])
+                    self.assertEqual(number, result[0], name + result[1] + log)
+                    self.assertIn(word, result[1], name)
             finally:
                 process.terminate()
                 process.wait(10)
@@ -318,6 +332,53 @@ class StaplingTests(CheckedCase):
             await deferToThread(connection.do_handshake)
         self.interceptor.close(program)
         for _ in range(200):
+            if not len(self.daemon._staples):
+                break
+            await after(0.01)
+        self.assertEqual(0, len(self.daemon._staples))
+
+    async def asked(self, path: str) -> None:
+        """Wait until an answer was fetched."""
+        for _ in range(500):
+            if self.web.count(path) and all(staple.current() for staple in self.daemon._staples._staples.values()):
+                return
+            await after(0.01)
+        self.fail("nobody has asked")
+
+    async def test_fetchedAfterChange(self) -> None:
+        """
+        A listener's answer is there before the next client comes, also when stapling is turned on, or the certificate renewed,
+        meanwhile: a certificate may demand it.
+        """
+        own, new = self.issue(), testCA().issue([NAME], extensions=points(self.web.url("/new")), key="rsa")
+        answers = [ocspAnswer(testCA(), each.certificate) for each in (own, new)]
+        self.web.put("/ocsp", answers[0])
+        self.web.put("/new", answers[1])
+        chain, key, config = self.folder / "c.pem", self.folder / "c.key", self.folder / "ssa.conf"
+        chain.write_bytes(own.chainPEM)
+        key.write_bytes(own.keyPEM)
+        text = f"[default]\nTrustStoreLocation = {self.folder / 'trust.pem'}\nCertPath = {chain}\nKeyPath = {key}\n"
+        self.daemon._loadPolicy = lambda: loadConfiguration(str(config))
+        config.write_text(text)
+        self.assertTrue(self.daemon.reload())
+        listeners = [await self.listen() for _ in range(20)]
+        self.assertEqual(b"", (await deferToThread(self.stapledBy, listeners[0][1]))[0])
+        config.write_text(text + "OCSPStapling = on\n")
+        self.assertTrue(self.daemon.reload())
+        await self.asked("/ocsp")
+        for _, port in listeners:
+            self.assertEqual(answers[0], (await deferToThread(self.stapledBy, port))[0])
+        chain.write_bytes(new.chainPEM)
+        key.write_bytes(new.keyPEM)
+        for _ in range(2):
+            self.daemon._watch._look()
+        await self.asked("/new")
+        for _, port in listeners:
+            self.assertEqual(answers[1], (await deferToThread(self.stapledBy, port))[0])
+        self.assertEqual((1, 1), (self.web.count("/ocsp"), self.web.count("/new")))
+        config.write_text(text)
+        self.assertTrue(self.daemon.reload())
+        for _ in range(100):
             if not len(self.daemon._staples):
                 break
             await after(0.01)
@@ -451,6 +512,19 @@ class TransparencyTests(CheckedCase):
         finally:
             process.terminate()
             process.wait(10)
+
+    async def test_stapled(self) -> None:
+        """Timestamps in the OCSP answer that the server staples; those in one that is somebody else's do not count."""
+        own, other = self.issue(), self.issue()
+        for stamps, answered, number in (
+            ((self.A, self.B), own, 0),
+            ((self.A,), own, errno.EKEYREJECTED),
+            ((self.A, self.B), other, errno.EKEYREJECTED),
+        ):
+            entry = wholeEntry(own.certificate)
+            answer = answerWith(answered.certificate, timestampList(*(log.sign(entry) for log in stamps)))
+            result = await self.connectTo(stapling(own, answer))
+            self.assertEqual(number, result[0], result[1])
 
     async def test_noList(self) -> None:
         """A list that is gone refuses everybody, and says so."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor as _reactor
@@ -19,8 +21,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import LogLevel
 from twisted.python import usage
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
+from ssa import cli
 from ssa.api import InternetAddress, Option
 from ssa.descriptors import raiseDescriptorLimit
 from ssa.embedded import logLevel
@@ -28,7 +31,7 @@ from ssa.errors import SSAError
 from ssa.policy.profile import Policy
 from ssa.service import Daemon
 from ssa.statusformat import SUFFIX
-from ssa.tap import Options, ReloadOnHangUp
+from ssa.tap import Options, ReloadOnHangUp, cacheDirectory
 from ssa.test.badservers import echo, running, serverContext, stalling
 from ssa.test.loopback import LoopbackInterceptor
 from ssa.test.pki import testCA
@@ -69,6 +72,37 @@ class OptionsTests(SynchronousTestCase):
         error = self.assertRaises(SystemExit, self.parse, "--config", path)
         for word in (f"{os.path.abspath(path)}:2", f"{path}:3", "HandshakeTimeout", "NoSuchKey"):
             self.assertIn(word, str(error))
+
+    def test_filesOfOthers(self) -> None:
+        """What the daemon cannot read any more after its start is an error at the start already, and for C{ssa check}."""
+        if os.geteuid() != 0:
+            raise SkipTest("an ordinary user can read no file of others anyway")
+        credential = testCA().issue()
+        chain, key = Path(self.mktemp()).absolute(), Path(self.mktemp()).absolute()
+        chain.write_bytes(credential.chainPEM)
+        key.write_bytes(credential.keyPEM)
+        path = self.write(f"[default]\nCertPath = {chain}\nKeyPath = {key}\n")
+        self.parse("--config", path)
+        os.chown(key, 1234, 1234)
+        key.chmod(0o600)
+        error = self.assertRaises(SystemExit, self.parse, "--config", path)
+        self.assertIn(f":3: [default] KeyPath: {key}: Permission denied", str(error))
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors):
+            self.assertEqual(1, cli.main(["check", path]))
+        self.assertIn("Permission denied", errors.getvalue())
+        self.assertEqual(credential.keyPEM, key.read_bytes())
+
+    def test_cache(self) -> None:
+        """systemd names the directories of the cache in a variable, separated by colons; only an absolute one counts."""
+        for value, expected in (
+            (None, "/var/cache/ssa"),
+            ("", "/var/cache/ssa"),
+            ("/a/b", "/a/b"),
+            ("/a/b:/c", "/a/b"),
+            ("relative", "/var/cache/ssa"),
+        ):
+            self.assertEqual(expected, cacheDirectory({} if value is None else {"CACHE_DIRECTORY": value}))
 
     def test_missing(self) -> None:
         """A configuration that was named must exist."""

@@ -108,6 +108,20 @@ class StaplesTests(StapleCase):
         self.clock.pump([60] * 31)
         self.assertEqual(b"", self.staples.current(key))
 
+    def test_clockJumps(self) -> None:
+        """After a sleep of the machine, in which timers stand still, an answer that has expired is asked for at once."""
+        key = self.hold()
+        self.fetcher.answer(self.good(end=HOUR))
+        self.epoch += 2 * 3600
+        for _ in range(3):
+            self.assertEqual(b"", self.staples.current(key))
+        self.assertEqual(2, len(self.fetcher.asked))
+        self.fetcher.answer(None)
+        for _ in range(3):
+            self.assertEqual(b"", self.staples.current(key))
+        self.assertEqual(2, len(self.fetcher.asked))
+        self.assertEqual(60, self.waits())
+
     def test_backOff(self) -> None:
         """After each failure the pause is twice as long, to a bound; an answer resets it."""
         key = self.hold()

@@ -716,6 +716,44 @@ class CallTests(SynchronousTestCase):
             assert number is not None
             self.assertEqual(rig.endpoint(number).id, wanted)
 
+    def test_acceptNotified(self) -> None:
+        """The daemon hears of an accept(2) that was waiting after it has the connection's id, which it does not know before."""
+        rig = self.rig
+        fd = rig.listening()
+        for _ in range(2):
+            rig.serve("accept", fd, 0, 0)
+        ids = []
+        for _ in range(2):
+            ids.append(rig.arrive(fd)[0])
+            self.assertNotIn(ids[-1], [told.id for told in rig.link.told])
+        rig.reactor.advance(0)
+        self.assertEqual(ids, [told.id for told in rig.link.told if isinstance(told, AcceptNotify)])
+
+    def test_acceptAndClose(self) -> None:
+        """Of a connection that is closed at once no more than its end is told."""
+        rig = self.rig
+        fd = rig.listening()
+        call = rig.serve("accept", fd, 0, 0)
+        newID = rig.arrive(fd)[0]
+        number = rig.result(call)
+        assert number is not None
+        endpoint = rig.endpoint(number)
+        rig.listener.closeDescriptor(number)
+        rig.closed(endpoint)
+        rig.reactor.advance(0)
+        self.assertEqual([CloseNotify], [type(told) for told in rig.link.told if told.id == newID])
+
+    def test_acceptBadAddress(self) -> None:
+        """A connection that a bad address costs is closed for the daemon too, after it has learnt its id."""
+        rig = self.rig
+        fd = rig.listening()
+        call = rig.serve("accept", fd, 1, 1)
+        newID = rig.arrive(fd)[0]
+        self.assertEqual(-errno.EFAULT, rig.result(call))
+        self.assertEqual([], [told for told in rig.link.told if told.id == newID])
+        rig.reactor.advance(0)
+        self.assertEqual([CloseNotify], [type(told) for told in rig.link.told if told.id == newID])
+
     def test_interruptedAccept(self) -> None:
         """The connection of a caller who was interrupted is the next one's."""
         rig = self.rig

@@ -157,6 +157,18 @@ class RightsTests(SynchronousTestCase):
         got = self.run_("keepOnly([])\nkeepOnly([CAP_NET_ADMIN])")
         self.assertEqual(([0, 0, 0], [0, 1, []]), (got[:3], got[4:]))
 
+    def test_withoutOverride(self) -> None:
+        """Root has no power over the files of others meanwhile, and has it again; without any capability nothing happens."""
+        meanwhile = "import os\npath = '/dev/shm/ssa-test-%d' % os.getpid()\nopen(path, 'w').close()\n"
+        meanwhile += "root = os.geteuid() == 0\nroot and os.chown(path, 1234, 1234)\nos.chmod(path, 0)\n"
+        tried = "def tried():\n    try: return open(path) and True\n    except PermissionError: return False\n"
+        shown = "before = tried()\nwith withoutOverride(): within = tried()\nafter = tried()\nos.unlink(path)\n"
+        got = self.run_(f"{meanwhile}{tried}{shown}print(json.dumps([before, within, after]))\nimport sys; sys.exit()")
+        isRoot = 1 in permitted()
+        self.assertEqual([isRoot, False, isRoot], got)
+        self.assertEqual(self.run_(""), self.run_("with withoutOverride(): pass"))
+        self.run_("keepOnly([])\nwith withoutOverride(): pass")
+
     def test_refused(self) -> None:
         """The kernel's refusal is an error, and the service does not start."""
 

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import ocsp
 from twisted.trial.unittest import SynchronousTestCase
 
 from ssa.errors import SSAError
 from ssa.test.ctlogs import (
-    DELIVERED,
     TestLog,
     inOctetString,
     issueLogged,
@@ -30,6 +27,7 @@ from ssa.test.ctlogs import (
     vector,
     wholeEntry,
 )
+from ssa.test.loggedanswers import answerWith
 from ssa.test.pki import Credential, otherCA, testCA
 from ssa.test.responders import ocspAnswer
 from ssa.tls.loglist import findLogs, parseLogs
@@ -135,7 +133,7 @@ class PolicyTests(SynchronousTestCase):
         entry = wholeEntry(own.certificate)
 
         def answer(*stamps: bytes) -> bytes:
-            return _answerWith(own.certificate, timestampList(*stamps))
+            return answerWith(own.certificate, timestampList(*stamps))
 
         self.assertEqual("", self.check(own, answer(A.sign(entry), B.sign(entry))))
         self.assertIn("1 of 1 count", self.check(own, answer(A.sign(entry))))
@@ -151,64 +149,8 @@ class PolicyTests(SynchronousTestCase):
         self.assertEqual("", self.check(own, handshake=timestampList(A.sign(entry), B.sign(entry))))
         self.assertIn("handshake and the OCSP answer: 0 of 0", self.check(own, handshake=b""))
         self.assertIn("malformed", self.check(own, handshake=b"\0"))
-        stapled = _answerWith(own.certificate, timestampList(B.sign(entry)))
+        stapled = answerWith(own.certificate, timestampList(B.sign(entry)))
         self.assertEqual("", self.check(own, stapled, timestampList(A.sign(entry))))
-
-
-def _answerWith(certificate: x509.Certificate, stamps: bytes) -> bytes:
-    """
-    An OCSP answer with timestamps, which the library does not make: it is changed and signed again.
-
-    The single extensions, C{[1] EXPLICIT}, end the only C{SingleResponse}.
-    """
-    plain = ocspAnswer(testCA(), certificate)
-    response = ocsp.load_der_ocsp_response(plain)
-    value = inOctetString(stamps)
-    oid = b"\x06\x0a" + bytes.fromhex("2b06010401d679020405")
-    extension = _der(0xA1, _der(0x30, _der(0x30, oid + _der(0x04, value))))
-    tbs = response.tbs_response_bytes
-    changed = _append(tbs, extension)
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key: Any = testCA().key
-    algorithm = bytes.fromhex("300a06082a8648ce3d040302")
-    signature = _der(0x03, b"\0" + key.sign(changed, ec.ECDSA(hashes.SHA256())))
-    basic = _der(0x30, changed + algorithm + signature)
-    kind = bytes.fromhex("06092b0601050507300101")
-    data = _der(0x30, b"\x0a\x01\x00" + _der(0xA0, _der(0x30, kind + _der(0x04, basic))))
-    assert DELIVERED.dotted_string == "1.3.6.1.4.1.11129.2.4.5"
-    return data
-
-
-def _append(tbs: bytes, extension: bytes) -> bytes:
-    """Put something at the end of the last SingleResponse: ResponseData { responderID, producedAt, responses }."""
-    _, content, _ = _take(tbs)
-    parts = []
-    while content:
-        _, _, rest = _take(content)
-        parts.append(content[: len(content) - len(rest)])
-        content = rest
-    at = next(index for index, part in enumerate(parts) if part[0] == 0x30)
-    _, responses, _ = _take(parts[at])
-    _, single, _ = _take(responses)
-    parts[at] = _der(0x30, _der(0x30, single + extension))
-    return _der(0x30, b"".join(parts))
-
-
-def _take(data: bytes) -> tuple[int, bytes, bytes]:
-    length, at = data[1], 2
-    if length & 0x80:
-        at += length & 0x7F
-        length = int.from_bytes(data[2:at], "big")
-    return data[0], data[at : at + length], data[at + length :]
-
-
-def _der(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    if size < 0x80:
-        return bytes((tag, size)) + content
-    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes((tag, 0x80 | len(length))) + length + content
 
 
 class TimestampListTests(SynchronousTestCase):

@@ -278,7 +278,7 @@ class PinTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """No key of it, or nothing pinned at all; the keys that it has are told."""
         shown = peer()
-        for pinned, words in (((bytes(32),), "1 keys are pinned"), ((), "no key is pinned")):
+        for pinned, words in (((bytes(32),), "1 key is pinned"), ((), "no key is pinned")):
             error = self.assertRaises(
                 SSAError, PinValidator().validate, shown, Profile(pinnedKeys=pinned), None
             )
@@ -446,6 +446,31 @@ class StoreTests(SynchronousTestCase):
         self.assertIsNone(self.add(store, "b.example", 1, isKept=False))
         self.assertIsNone(store.find(("b.example", 1)))
         self.assertFalse(os.path.exists(self.path + ".lock"))
+
+    def test_onlyComparedTogether(self) -> None:
+        """The same where others that wait at the same time are kept."""
+        store = FirstUseStore(self.path)
+        uses = [Use((f"{name}.example", 1), bytes(32), isKept=name != "b") for name in "abc"]
+        kept, compared, other = store.learn(uses, self.now)
+        self.assertEqual((True, None, True), (isinstance(kept, Seen), compared, isinstance(other, Seen)))
+        self.assertIsNone(FirstUseStore(self.path).find(("b.example", 1)))
+
+    def test_onDisk(self) -> None:
+        """What was kept is on the disk before anybody is told: the file first, then its name."""
+        done: list[str] = []
+        rename = os.rename
+
+        def toDisk(descriptor: int) -> None:
+            done.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+
+        def renamed(old: str, new: str) -> None:
+            done.append("name")
+            rename(old, new)
+
+        self.patch(os, "fsync", toDisk)
+        self.patch(os, "rename", renamed)
+        self.add(FirstUseStore(self.path), "a.example", 1)
+        self.assertEqual(["file", "name", "directory"], done)
 
     def test_notReadAgain(self) -> None:
         """After a write the file is known, without reading it again."""

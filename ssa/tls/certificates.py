@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.utils import CryptographyDeprecationWarning
+from cryptography.x509.oid import PublicKeyAlgorithmOID
 
 __all__ = [
     "MALFORMED",
@@ -215,7 +216,7 @@ def pairCredentials(
     Bring together the chains and the keys that a program has set in any order.
 
     @return: one credential for each chain, in the order of the chains.
-    @raise ValueError: if a chain has no key, or a key no chain.
+    @raise ValueError: if a chain has no key, or a key no chain, or a key cannot be used.
     """
     byPublic = {publicKeyOf(key): key for key in keys}
     credentials = []
@@ -227,6 +228,12 @@ def pairCredentials(
             hint = "; the endpoint's own certificate must come first in its chain" if len(chain) > 1 else ""
             what = "no private key fits" if keys else "no private key was given for"
             raise ValueError(f"{what} the certificate {describeCertificate(chain[0])}{hint if keys else ''}")
+        if chain[0].public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS:
+            # The library reads such a key as one of the other kind, which OpenSSL then does not find to fit.
+            raise ValueError(
+                f"the key of the certificate {describeCertificate(chain[0])} is of the kind RSASSA-PSS, which is not supported;"
+                " one of the kind rsaEncryption is"
+            )
         used.add(public)
         credentials.append(Credential(chain, key))
     for public, key in byPublic.items():

@@ -103,9 +103,8 @@ def checkCipherList(text: str, mayBeOld: bool = False) -> str:
     for word in words:
         if "@SECLEVEL" in word.upper():
             return "@SECLEVEL cannot be set: security level 2 is always in force"
-        if word[0] in "!-+@":
-            continue
-        if not _expand(word):
+        # What is mistyped after one of these signs would be left in.
+        if not (_isKnown(word[1:]) if word[0] in "!-+" else word == "@STRENGTH" or _expand(word)):
             return f"OpenSSL knows no TLS 1.2 cipher or group of ciphers {word}"
     found = _expand(text)
     if not found:
@@ -119,6 +118,12 @@ def checkCipherList(text: str, mayBeOld: bool = False) -> str:
             " or authenticated encryption"
         )
     return ""
+
+
+def _isKnown(text: str) -> bool:
+    """Whether a cipher or a group is one that some OpenSSL has, or had: to exclude it is right everywhere."""
+    parts = text.split("+")
+    return all(_ONCE_GROUPS.fullmatch(each) or _FORGOTTEN.fullmatch(each) or (each and _expand(each)) for each in parts)
 
 
 def _expand(text: str) -> list[str]:
@@ -171,6 +176,12 @@ _FORGOTTEN = re.compile(
     r"(?:RC4|RC2-CBC|DES-CBC3|DES-CBC|3DES-EDE-CBC|IDEA-CBC|NULL|SEED)-(?:MD5|SHA|SHA256)"
 )
 """OpenSSL's names for ciphers that many builds of it leave out."""
+
+_ONCE_GROUPS = re.compile(
+    r"LOW|EXP|EXPORT|EXPORT40|EXPORT56|SSLv2|SSLv3|kDH[rd]?|kECDH[re]?|aDH|aECDH|DES|3DES|RC2|RC4|IDEA|SEED|KRB5|FZA"
+    r"|aGOST(?:01)?|kGOST|GOST94|GOST89MAC|[ka]?SRP|MD5|e?NULL|aNULL|ADH|AECDH|a?DSS"
+)
+"""Groups of ciphers(1), of this and of earlier versions, that may have no cipher any more."""
 
 _OLD_SUITES = ("TLS_AES_128_CCM_8_SHA256", "TLS_SHA256_SHA256", "TLS_SHA384_SHA384")
 

@@ -65,5 +65,6 @@ class PinValidator:
             return None
         rule = profile.rule("PinnedKeys")
         found = " ".join(pinText(digest) for digest in digests[:8])
-        wanted = f"{len(profile.pinnedKeys)} keys are pinned" if profile.pinnedKeys else "no key is pinned"
+        number = len(profile.pinnedKeys)
+        wanted = f"{number or 'no'} {'key is' if number < 2 else 'keys are'} pinned"
         raise Cause.NOT_PINNED.error(f"{peer.identity} has {found}; {wanted} ({rule})")

@@ -257,7 +257,7 @@ def _noLogs(path: str, content: bytes) -> str:
     try:
         parseLogs(content)
     except ValueError as error:
-        return f"{path}: {error}"
+        return f"{path} is no list of logs (JSON, version 3): {error}"
     return ""
 
 

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 
 from ssa.errors import Cause
 from ssa.regularfiles import readRegular
-from ssa.tls.certificates import MOST_CERTIFICATES, parseCertificates
+from ssa.tls.certificates import MALFORMED, MOST_CERTIFICATES, parseCertificates
 
 __all__ = ["SYSTEM_STORES", "TrustStore", "customStore", "findStore", "systemStore"]
 
@@ -87,7 +87,7 @@ class TrustStore:
                 continue
             try:
                 found[block] = x509.load_pem_x509_certificate(block)
-            except ValueError as error:
+            except MALFORMED as error:
                 # One odd root among many must not take the network away; it is not trusted, that is all.
                 _log.warn("{path}: a certificate is left out, it is malformed: {error}", path=self.path, error=error)
         if not found:
