@@ -10,10 +10,12 @@
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
+#include <linux/string_helpers.h>
 
 #include "ssa.h"
 
 #define SSA_MAXIMUM_ENTRIES	4096
+#define SSA_SHOWN_PATH		256
 
 static const char ssa_pem[] = "-----BEGIN";
 static const char * const ssa_ca_endings[] = { ".pem", ".crt", ".cer", ".0" };
@@ -195,6 +197,19 @@ static int ssa_read_path(const char *path, bool directories, struct ssa_content 
 	return error;
 }
 
+/* Say that a path cannot be read: its beginning, in ASCII, so that TLS_ERROR stays short and UTF-8. */
+static void ssa_complain_of_path(struct ssa_sock *s, int name, const char *path, size_t size,
+				 int error)
+{
+	char shown[SSA_SHOWN_PATH + 1];
+	int whole = string_escape_mem(path, size, shown, SSA_SHOWN_PATH, ESCAPE_NAP | ESCAPE_HEX,
+				      NULL);
+
+	shown[min(whole, SSA_SHOWN_PATH)] = 0;
+	ssa_complain(s, "%s: \"%s%s\": %pe", ssa_option_name(name), shown,
+		     whole > SSA_SHOWN_PATH ? "..." : "", ERR_PTR(error));
+}
+
 /* An event for an option whose value names a file: the content, and the path for messages. */
 struct ssa_event *ssa_event_of_file(struct sock *sk, int level, int name, const u8 *value,
 				    size_t size)
@@ -219,8 +234,7 @@ struct ssa_event *ssa_event_of_file(struct sock *sk, int level, int name, const 
 			-ENOMEM;
 	event = ERR_PTR(error);
 	if (error) {
-		ssa_complain(ssa_sk(sk), "%s: \"%*pE\": %pe", ssa_option_name(name),
-			     (int)min_t(size_t, size, 256), path, event);
+		ssa_complain_of_path(ssa_sk(sk), name, path, size, error);
 		goto out;
 	}
 	event = ssa_event_new(sk, SSA_C_SETSOCKOPT_NOTIFY,

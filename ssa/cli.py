@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="how to intercept (default: the first of these that works)",
     )
+    run.set_defaults(fail=run.error)
 
     check = commands.add_parser(
         "check",
@@ -286,8 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, program = _splitProgram(words[1:])
     arguments = parser.parse_args(["run", *options])
     if not program:
-        parser.error("run: PROGRAM is missing")
+        arguments.fail("PROGRAM is missing")
     if arguments.config and arguments.daemon:
-        parser.error("run: --config is for a daemon of one's own; the one at --daemon has its own configuration")
+        arguments.fail("--config is for a daemon of one's own; the one at --daemon has its own configuration")
     arguments.argv = program
     return _run(arguments)

@@ -203,6 +203,8 @@ class CommandLineTests(SynchronousTestCase):
         self.usageError("run", "--daemon", "/s", "--embedded", "ls")
         self.usageError("run", "--way", "magic", "ls")
         self.assertIn("--config is for", self.usageError("run", "--daemon", "/s", "--config", "f", "ls"))
+        for words in ("run",), ("run", "--daemon", "/s", "--config", "f", "ls"):
+            self.assertIn("usage: ssa run [", self.usageError(*words))
         self.assertIn("PROGRAM is missing", self.usageError("run"))
         self.usageError("run", "--")
 

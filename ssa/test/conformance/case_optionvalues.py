@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 
 from ssa.api import IPPROTO_TLS, Option
+from ssa.errors import LONGEST_REASON
 from ssa.test.conformance.case import Thread, text, value
 from ssa.test.conformance.case_options import OptionCase, named
 from ssa.test.conformance.peers import NAME, Peer, clientContext, credential, echo, serverContext
@@ -213,6 +214,19 @@ class FileCase(OptionCase):
         os.mkfifo(self.directory / "fifo")
         self.sets(errno.EINVAL, sock, option, os.fsencode(self.directory / "fifo"))
         self.unreadable(option)
+
+    def longPaths(self, option: Option) -> None:
+        """TLS_ERROR shows a path that cannot be opened in at most 1000 bytes, and can be printed, whatever is in the path."""
+        sock = self.tlsSocket()
+        for word in (b"x", b"\x01", b"\xff", "\u00e9".encode(), "\U0001f600".encode()):
+            path = b"/".join([b"/missing", *[word * (240 // len(word))] * 8])
+            with self.subTest(word=word):
+                self.sets(errno.ENOENT, sock, option, path)
+                said = self.tlsError(sock)
+                self.assertTrue(said.startswith(f"{option.name}: "), said)
+                self.assertIn("/missing/", said)
+                self.assertTrue(said.isprintable(), said)
+                self.assertLessEqual(len(said.encode()), LONGEST_REASON)
 
     def unreadable(self, option: Option) -> None:
         """A file that the caller may not read, though another user, root perhaps, could."""
@@ -415,6 +429,7 @@ class Certificates(FileCase):
     def test_chainFailures(self) -> None:
         """Files that are missing, unreadable, or no PEM."""
         self.failures(Option.TLS_CERTIFICATE_CHAIN)
+        self.longPaths(Option.TLS_CERTIFICATE_CHAIN)
 
     def test_keyFailures(self) -> None:
         """The same for keys."""
