@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
-from ssa.test.pki import CA, Credential, Key, testKey
+from ssa.test.pki import CA, Credential, Key, der, testKey
 
 _DAY = datetime.timedelta(days=1)
 
@@ -27,15 +27,6 @@ _DIGESTS: dict[str, hashes.HashAlgorithm] = {"md5": hashes.MD5(), "sha1": hashes
 
 def _algorithm(digest: str) -> bytes:
     return bytes.fromhex("300d06092a864886f70d0101") + bytes((_RSA_WITH[digest],)) + bytes.fromhex("0500")
-
-
-def der(tag: int, content: bytes) -> bytes:
-    """One element of DER (X.690)."""
-    size = len(content)
-    if size < 0x80:
-        return bytes((tag, size)) + content
-    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes((tag, 0x80 | len(length))) + length + content
 
 
 def weaklySigned(certificate: x509.Certificate, signer: rsa.RSAPrivateKey, digest: str) -> x509.Certificate:

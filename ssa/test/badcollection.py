@@ -20,9 +20,9 @@ from cryptography import x509
 
 from ssa.errors import Cause
 from ssa.test import badhellos, badservers
-from ssa.test.badcertificates import der, intermediate, leaf, longCommonName, organization
+from ssa.test.badcertificates import intermediate, leaf, longCommonName, organization
 from ssa.test.badservers import Serve, echo, serverContext
-from ssa.test.pki import Credential, otherCA, testCA
+from ssa.test.pki import Credential, der, otherCA, testCA
 from ssa.test.stapled import answer, stapling
 
 NAME: Final = "server.example"

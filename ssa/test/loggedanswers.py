@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import ocsp
 
 from ssa.test.ctlogs import DELIVERED, inOctetString
-from ssa.test.pki import testCA
+from ssa.test.pki import der, testCA
 from ssa.test.responders import ocspAnswer
 
 
@@ -27,15 +27,15 @@ def answerWith(certificate: x509.Certificate, stamps: bytes) -> bytes:
     response = ocsp.load_der_ocsp_response(plain)
     value = inOctetString(stamps)
     oid = b"\x06\x0a" + bytes.fromhex("2b06010401d679020405")
-    extension = _der(0xA1, _der(0x30, _der(0x30, oid + _der(0x04, value))))
+    extension = der(0xA1, der(0x30, der(0x30, oid + der(0x04, value))))
     tbs = response.tbs_response_bytes
     changed = _append(tbs, extension)
     key: Any = testCA().key
     algorithm = bytes.fromhex("300a06082a8648ce3d040302")
-    signature = _der(0x03, b"\0" + key.sign(changed, ec.ECDSA(hashes.SHA256())))
-    basic = _der(0x30, changed + algorithm + signature)
+    signature = der(0x03, b"\0" + key.sign(changed, ec.ECDSA(hashes.SHA256())))
+    basic = der(0x30, changed + algorithm + signature)
     kind = bytes.fromhex("06092b0601050507300101")
-    data = _der(0x30, b"\x0a\x01\x00" + _der(0xA0, _der(0x30, kind + _der(0x04, basic))))
+    data = der(0x30, b"\x0a\x01\x00" + der(0xA0, der(0x30, kind + der(0x04, basic))))
     assert DELIVERED.dotted_string == "1.3.6.1.4.1.11129.2.4.5"
     return data
 
@@ -51,8 +51,8 @@ def _append(tbs: bytes, extension: bytes) -> bytes:
     at = next(index for index, part in enumerate(parts) if part[0] == 0x30)
     _, responses, _ = _take(parts[at])
     _, single, _ = _take(responses)
-    parts[at] = _der(0x30, _der(0x30, single + extension))
-    return _der(0x30, b"".join(parts))
+    parts[at] = der(0x30, der(0x30, single + extension))
+    return der(0x30, b"".join(parts))
 
 
 def _take(data: bytes) -> tuple[int, bytes, bytes]:
@@ -61,11 +61,3 @@ def _take(data: bytes) -> tuple[int, bytes, bytes]:
         at += length & 0x7F
         length = int.from_bytes(data[2:at], "big")
     return data[0], data[at : at + length], data[at + length :]
-
-
-def _der(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    if size < 0x80:
-        return bytes((tag, size)) + content
-    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes((tag, 0x80 | len(length))) + length + content

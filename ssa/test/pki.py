@@ -225,12 +225,13 @@ def _resignedWithSHA1(certificate: x509.Certificate, key: Key) -> x509.Certifica
     good, weak = bytes.fromhex("300a06082a8648ce3d040302"), bytes.fromhex("300906072a8648ce3d0401")
     tbs = certificate.tbs_certificate_bytes
     content = tbs[2 + (tbs[1] & 0x7F) if tbs[1] & 0x80 else 2 :]
-    signed = _der(0x30, content.replace(good, weak, 1))
+    signed = der(0x30, content.replace(good, weak, 1))
     signature = key.sign(signed, ec.ECDSA(hashes.SHA1()))
-    return x509.load_der_x509_certificate(_der(0x30, signed + weak + _der(0x03, b"\0" + signature)))
+    return x509.load_der_x509_certificate(der(0x30, signed + weak + der(0x03, b"\0" + signature)))
 
 
-def _der(tag: int, content: bytes) -> bytes:
+def der(tag: int, content: bytes) -> bytes:
+    """One element of DER (X.690)."""
     size = len(content)
     if size < 0x80:
         return bytes((tag, size)) + content
