@@ -197,7 +197,7 @@ static int ssa_read_path(const char *path, bool directories, struct ssa_content 
 	return error;
 }
 
-/* Say that a path cannot be read: its beginning, in ASCII, so that TLS_ERROR stays short and UTF-8. */
+/* Say that a path cannot be read: its beginning, in ASCII, which keeps TLS_ERROR short. */
 static void ssa_complain_of_path(struct ssa_sock *s, int name, const char *path, size_t size,
 				 int error)
 {
