@@ -22,7 +22,7 @@ from OpenSSL import SSL
 
 from ssa.api import IPPROTO_TLS
 from ssa.test.conformance.case import LIBC, Thread, TLSCase, epolled
-from ssa.test.conformance.peers import Peer, clientContext
+from ssa.test.conformance.peers import SECONDS, Peer, clientContext
 
 SOMAXCONN_ALL = -1
 
@@ -290,9 +290,9 @@ class Readiness(_Listening):
             self.dial(listener)
             self.dial(listener)
             for _ in range(2):
-                self.assertEqual(poll.poll(5000), [(listener.fileno(), select.POLLIN)])
-                self.assertEqual(epoll.poll(5), [(listener.fileno(), select.EPOLLIN)])
-                self.assertEqual(select.select([listener], [listener], [], 5), ([listener], [], []))
+                self.assertEqual(poll.poll(1000 * SECONDS), [(listener.fileno(), select.POLLIN)])
+                self.assertEqual(epoll.poll(SECONDS), [(listener.fileno(), select.EPOLLIN)])
+                self.assertEqual(select.select([listener], [listener], [], SECONDS), ([listener], [], []))
                 self.keep(listener.accept()[0])
                 time.sleep(0.05)
             self.assertEqual((poll.poll(0), epoll.poll(0)), ([], []))
@@ -314,7 +314,7 @@ class Readiness(_Listening):
                     for _ in range(5):
                         epoll.poll(0)
                         self.dial(listener)
-                        self.assertTrue(epoll.poll(5)[0][1] & select.EPOLLIN)
+                        self.assertTrue(epoll.poll(SECONDS)[0][1] & select.EPOLLIN)
                         self.keep(listener.accept()[0])
                         self.assertRaises(BlockingIOError, listener.accept)
 
@@ -530,7 +530,7 @@ class Binding(_Listening):
             listeners.append(sock)
         for _ in range(30):
             peer = self.peerTo(address)
-            ready = select.select(listeners, [], [], 5)[0]
+            ready = select.select(listeners, [], [], SECONDS)[0]
             self.assertEqual(len(ready), 1)
             sock = self.keep(ready[0].accept()[0])
             self.assertEqual(sock.getpeername(), peer.sock.getsockname())

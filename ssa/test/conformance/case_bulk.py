@@ -23,7 +23,7 @@ from typing import Any
 from OpenSSL import SSL
 
 from ssa.test.conformance.case import Thread, TLSCase, pattern
-from ssa.test.conformance.peers import Peer, credential, echo
+from ssa.test.conformance.peers import SECONDS, Peer, credential, echo
 from ssa.test.conformance.runner import PATIENCE
 
 TRANSFER = int(os.environ.get("SSA_CONFORMANCE_BYTES", 1 << 30))
@@ -148,7 +148,7 @@ class SmallSteps(TLSCase):
             outside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while True:
-                for source in select.select([outside, inside], [], [], 10)[0]:
+                for source in select.select([outside, inside], [], [], SECONDS)[0]:
                     target = inside if source is outside else outside
                     data = source.recv(step)
                     if not data:
@@ -242,7 +242,7 @@ class Many(TLSCase):
             for sock in batch:
                 poll = select.poll()
                 poll.register(sock, select.POLLOUT)
-                self.assertTrue(poll.poll(20_000), "does not become writable")
+                self.assertTrue(poll.poll(2000 * SECONDS), "does not become writable")
                 self.assertEqual(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
             socks += batch
         self.converse(socks)
@@ -263,9 +263,9 @@ class Many(TLSCase):
         for _ in range(MANY):
             poll = select.poll()
             poll.register(listener, select.POLLIN)
-            self.assertTrue(poll.poll(20_000))
+            self.assertTrue(poll.poll(2000 * SECONDS))
             socks.append(self.keep(listener.accept()[0]))
-        dialling.result(60)
+        dialling.result(6 * SECONDS)
         byName: dict[Any, Peer] = {peer.sock.getsockname(): peer for peer in peers}
         for number, sock in enumerate(socks):
             sock.sendall(pattern(1000, number))

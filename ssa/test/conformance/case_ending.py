@@ -14,6 +14,7 @@ import time
 from OpenSSL import SSL
 
 from ssa.test.conformance.case import RECORD, ClientRole, PairCase, ServerRole, Thread, epolled, inOrder, pattern
+from ssa.test.conformance.peers import SECONDS
 
 
 def _linger(sock: socket.socket, seconds: int) -> None:
@@ -117,7 +118,7 @@ class _Ending(PairCase):
         poll.register(sock, select.POLLIN | select.POLLRDHUP)
         self.assertEqual(poll.poll(0), [])
         peer.closeNotify()
-        self.assertEqual(poll.poll(5000), [(sock.fileno(), select.POLLIN | select.POLLRDHUP)])
+        self.assertEqual(poll.poll(1000 * SECONDS), [(sock.fileno(), select.POLLIN | select.POLLRDHUP)])
         sock.shutdown(socket.SHUT_WR)
         self.eventually(lambda: bool(poll.poll(0)[0][1] & select.POLLHUP), "POLLHUP")
 
@@ -201,7 +202,7 @@ class _Ending(PairCase):
         sending = Thread(inOrder(lambda: sock.sendall(data), sock.close))
         self.assertEqual(peer.rest(), data)
         sending.result()
-        peer.sock.settimeout(5)
+        peer.sock.settimeout(SECONDS)
         self.assertEqual(peer.sock.recv(10), b"")
 
     def test_closeBothAtOnce(self) -> None:

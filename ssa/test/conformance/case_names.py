@@ -21,7 +21,7 @@ from OpenSSL import SSL
 from ssa.api import AF_HOSTNAME, IPPROTO_TLS, Option
 from ssa.test.conformance import peers
 from ssa.test.conformance.case import LIBC, Thread, TLSCase
-from ssa.test.conformance.peers import NAME, Peer, Server, echo, serverContext
+from ssa.test.conformance.peers import NAME, SECONDS, Peer, Server, echo, serverContext
 from ssa.test.pki import Credential, testCA
 
 RESOLVE_SECONDS = 5.0
@@ -393,7 +393,7 @@ class Nonblocking(_Connecting):
         poll = select.poll()
         poll.register(sock, select.POLLIN | select.POLLOUT | select.POLLRDHUP)
         self.assertEqual(poll.poll(0), [])
-        self.assertTrue(poll.poll(5000)[0][1] & select.POLLOUT)
+        self.assertTrue(poll.poll(1000 * SECONDS)[0][1] & select.POLLOUT)
         self.assertGreater(time.monotonic() - begun, DELAY * 0.9)
         self.assertEqual(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
         self.assertEqual(poll.poll(0), [(sock.fileno(), select.POLLOUT)])
@@ -426,7 +426,7 @@ class Nonblocking(_Connecting):
         sock = self.new()
         self.is_(errno.EINPROGRESS, rawConnect(sock, hostAddress("localhost", listener.getsockname()[1])), sock)
         real = self.keep(listener.accept()[0])
-        real.settimeout(5)
+        real.settimeout(SECONDS)
         self.assertTrue(real.recv(10))
         sock.close()
         with contextlib.suppress(ConnectionResetError):

@@ -121,7 +121,7 @@ class Asyncio(TLSCase):
             await writer.wait_closed()
             return received
 
-        self.assertTrue(asyncio.run(asyncio.wait_for(main(), 15)) == data)
+        self.assertTrue(asyncio.run(asyncio.wait_for(main(), 1.5 * SECONDS)) == data)
 
     def test_failure(self) -> None:
         """An exception with the errno of the handshake."""
@@ -134,7 +134,7 @@ class Asyncio(TLSCase):
                 await asyncio.get_running_loop().sock_connect(sock, listener.getsockname())
             self.assertNotEqual(self.tlsError(sock), "")
 
-        asyncio.run(asyncio.wait_for(main(), 15))
+        asyncio.run(asyncio.wait_for(main(), 1.5 * SECONDS))
         answering.result()
 
     def test_server(self) -> None:
@@ -167,7 +167,7 @@ class Asyncio(TLSCase):
                     result = await asyncio.get_running_loop().run_in_executor(None, thread.result)
                     self.assertTrue(result == data)
 
-        asyncio.run(asyncio.wait_for(main(), 18))
+        asyncio.run(asyncio.wait_for(main(), 1.5 * SECONDS))
 
     def test_both(self) -> None:
         """Client and server in one loop."""
@@ -188,7 +188,7 @@ class Asyncio(TLSCase):
                     self.assertEqual(await reader.read(), b"hello")
                     writer.close()
 
-        asyncio.run(asyncio.wait_for(main(), 15))
+        asyncio.run(asyncio.wait_for(main(), 1.5 * SECONDS))
 
 
 class Twisted(TLSCase):
@@ -313,10 +313,10 @@ class StandardLibrary(TLSCase):
         """socket.settimeout: a non-blocking socket underneath, and poll."""
         server = self.server(echo, delay=0.2)
         sock = self.clientSocket()
-        sock.settimeout(5)
+        sock.settimeout(SECONDS)
         sock.connect(server.address)
         sock.settimeout(0.1)
         self.assertRaises(TimeoutError, sock.recv, 1)
         sock.sendall(b"x")
-        sock.settimeout(5)
+        sock.settimeout(SECONDS)
         self.assertEqual(sock.recv(1), b"x")

@@ -23,6 +23,7 @@ from OpenSSL import SSL
 
 from ssa.test.conformance.case import LIBC, RECORD, ClientRole, PairCase, ServerRole, Thread, epolled, inOrder, pattern
 from ssa.test.conformance.case_sending import SIZES, splice
+from ssa.test.conformance.peers import SECONDS
 
 
 def pending(sock: socket.socket) -> int:
@@ -214,9 +215,9 @@ class _Receiving(PairCase):
         with epolled(sock, select.EPOLLIN) as epoll:
             taken = 0
             while taken < 2 * RECORD:
-                self.assertEqual(poll.poll(5000), [(sock.fileno(), select.POLLIN)])
-                self.assertEqual(epoll.poll(5), [(sock.fileno(), select.EPOLLIN)])
-                self.assertEqual(select.select([sock], [], [], 5)[0], [sock])
+                self.assertEqual(poll.poll(1000 * SECONDS), [(sock.fileno(), select.POLLIN)])
+                self.assertEqual(epoll.poll(SECONDS), [(sock.fileno(), select.EPOLLIN)])
+                self.assertEqual(select.select([sock], [], [], SECONDS)[0], [sock])
                 taken += len(sock.recv(5000))
             self.assertEqual(poll.poll(0), [])
             self.assertEqual(epoll.poll(0), [])
@@ -228,7 +229,7 @@ class _Receiving(PairCase):
             self.assertEqual(epoll.poll(0), [])
             for _ in range(10):
                 peer.send(b"abc")
-                self.assertEqual(epoll.poll(5), [(sock.fileno(), select.EPOLLIN)])
+                self.assertEqual(epoll.poll(SECONDS), [(sock.fileno(), select.EPOLLIN)])
                 self.assertEqual(epoll.poll(0), [])
                 self.assertEqual(sock.recv(100, socket.MSG_DONTWAIT), b"abc")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from ssa.api import IPPROTO_TLS, Option
 from ssa.test.conformance.case import Thread, TLSCase, inOrder
-from ssa.test.conformance.peers import NAME, echo
+from ssa.test.conformance.peers import NAME, SECONDS, echo
 from ssa.test.pki import testCA
 
 PROGRAM = f"""
@@ -29,7 +29,7 @@ assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == {IPPROTO_TLS}
 if what == "connect":
     sock.connect(("127.0.0.1", port))
 elif what == "finish":
-    assert select.select([], [sock], [], 10)[1]
+    assert select.select([], [sock], [], {SECONDS})[1]
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
     sock.setblocking(True)
 elif what == "listen":
@@ -62,7 +62,7 @@ class _Shared(TLSCase):
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, what, str(sock.fileno()), str(port)],
             pass_fds=[sock.fileno()],
-            timeout=15,
+            timeout=1.5 * SECONDS,
             check=False,
             capture_output=True,
         )

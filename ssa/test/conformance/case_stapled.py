@@ -13,7 +13,7 @@ from cryptography.x509 import ocsp
 from OpenSSL import SSL
 
 from ssa.test.conformance.case import TLSCase
-from ssa.test.conformance.peers import NAME, echo, serverContext
+from ssa.test.conformance.peers import NAME, SECONDS, echo, serverContext
 from ssa.test.pki import Credential, testCA
 from ssa.test.responders import DAY, ocspAnswer, points
 
@@ -87,7 +87,7 @@ class Stapled(StaplingCase):
         good = self.server(echo, staplingContext(identity, b"", self.version))
         sock = self.clientSocket(flags=socket.SOCK_NONBLOCK)
         self.fails(errno.EINPROGRESS, sock.connect, bad.address)
-        self.assertTrue(select.select([], [sock], [], 10)[1])
+        self.assertTrue(select.select([], [sock], [], SECONDS)[1])
         self.assertEqual(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), errno.EKEYREVOKED)
         self.fails(errno.EINPROGRESS, sock.connect, good.address)
         self.writable(sock)

@@ -16,7 +16,7 @@ import struct
 import time
 
 from ssa.test.conformance.case import LIBC, ClientRole, PairCase, ServerRole, TLSCase
-from ssa.test.conformance.peers import echo
+from ssa.test.conformance.peers import SECONDS, echo
 
 BYPASSES = {
     "TCP_ULP": (socket.IPPROTO_TCP, 31, b"tls\0"),
@@ -170,6 +170,6 @@ class Early(TLSCase):
         plain.connect(listener.getsockname())
         accepted = self.keep(listener.accept()[0])
         plain.send(b"!", socket.MSG_OOB)
-        self.assertTrue(select.select([], [], [accepted], 5)[2])
+        self.assertTrue(select.select([], [], [accepted], SECONDS)[2])
         self.assertEqual(accepted.recv(1, socket.MSG_OOB), b"!")
         time.sleep(0)

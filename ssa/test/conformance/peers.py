@@ -185,14 +185,19 @@ class Server:
         delay: float = 0.0,
         backlog: int = 1024,
         quiet: bool = False,
+        hold: bool = False,
     ) -> None:
         """
         @param talk: called in the connection's thread after the handshake; the connection is closed after it.
         @param port: where to listen; 0 for any.
         @param delay: seconds that it waits before each handshake.
         @param quiet: handshakes may fail.
+        @param hold: no handshake begins before L{release}.
         """
         self._talk = talk
+        self._released = threading.Event()
+        if not hold:
+            self._released.set()
         self._context = context or serverContext()
         self._delay = delay
         self._quiet = quiet
@@ -219,6 +224,7 @@ class Server:
 
     def _serve(self, sock: socket.socket) -> None:
         try:
+            self._released.wait(SECONDS)
             if self._delay:
                 time.sleep(self._delay)
             peer = Peer(sock, self._context, server=True)
@@ -234,8 +240,13 @@ class Server:
         finally:
             sock.close()
 
+    def release(self) -> None:
+        """Let the handshakes begin."""
+        self._released.set()
+
     def close(self) -> None:
         """Listen no more."""
+        self.release()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
