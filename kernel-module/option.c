@@ -19,12 +19,10 @@ static int ssa_set_tls(struct sock *sk, int level, int name, const u8 *value, si
 {
 	struct ssa_sock *s = ssa_sk(sk);
 	struct ssa_event *event;
-	int error = ssa_served(s);
+	int error = ssa_refused(s);
 
-	if (error) {
-		ssa_complain(s, "the daemon does not serve this socket: %pe", ERR_PTR(error));
+	if (error)
 		return error;
-	}
 	if (ssa_names_file(name, value, size) && ssa_state(s) == SSA_NEW) {
 		event = ssa_event_of_file(sk, level, name, value, size);
 	} else {
@@ -129,6 +127,9 @@ static int ssa_forbidden(int level, int name)
 		case TCP_QUEUE_SEQ:
 		case TCP_MD5SIG:
 		case TCP_MD5SIG_EXT:
+#ifdef TCP_AO_ADD_KEY
+		case TCP_AO_ADD_KEY:
+#endif
 		case TCP_ZEROCOPY_RECEIVE:
 			return -ENOPROTOOPT;
 		case TCP_FASTOPEN:
@@ -262,8 +263,8 @@ int ssa_getsockopt(struct socket *sock, int level, int name, char __user *value,
 
 	if (level != IPPROTO_TLS) {
 		error = ssa_forbidden(level, name);
-		if (error)
-			return error == -EOPNOTSUPP ? -ENOPROTOOPT : error;
+		if (error == -ENOPROTOOPT)
+			return error;
 		if (level == SOL_TCP && name == TCP_NODELAY)
 			return ssa_give_integer(value, size, s->nodelay);
 		if (level == SOL_TCP && name == TCP_CORK)
