@@ -10,7 +10,7 @@ from errno import EINVAL, EIO, EMSGSIZE, ENETDOWN, ENOPROTOOPT, EOPNOTSUPP, ERAN
 
 from ssa.api import IPPROTO_TLS, MAXIMUM_OPTION_SIZE, Option
 from ssa.intercept import linux
-from ssa.intercept.bpf import SO_PROTOCOL, SOL_TLS
+from ssa.intercept.bpf import SO_PROTOCOL, SOL_TLS, TCP_REPAIRS
 from ssa.intercept.caller import readNamedFile
 from ssa.intercept.connecting import Connecting
 from ssa.intercept.core import Core
@@ -32,7 +32,7 @@ _SO_ZEROCOPY = 60
 _LONGEST_SOCKET_OPTION = 256
 _BYPASS_TLS = {
     (socket.IPPROTO_TCP, 14),  # TCP_MD5SIG
-    (socket.IPPROTO_TCP, 19),  # TCP_REPAIR
+    *((socket.IPPROTO_TCP, name) for name in TCP_REPAIRS),
     (socket.IPPROTO_TCP, 31),  # TCP_ULP
     (socket.IPPROTO_TCP, 32),  # TCP_MD5SIG_EXT
     (socket.IPPROTO_TCP, 35),  # TCP_ZEROCOPY_RECEIVE
@@ -42,6 +42,8 @@ _BYPASS_TLS = {
 _UNSUPPORTED = {
     (socket.IPPROTO_TCP, _TCP_FASTOPEN),
     (socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT),
+    (socket.IPPROTO_TCP, 33),  # TCP_FASTOPEN_KEY
+    (socket.IPPROTO_TCP, 34),  # TCP_FASTOPEN_NO_COOKIE
     (socket.SOL_SOCKET, _SO_ZEROCOPY),
 }
 
@@ -59,12 +61,12 @@ class OptionCalls:
         """Set an option of any level."""
         core = self._core
         level, name, size = call.integer(1), call.integer(2), call.integer(4)
-        if level == SOL_TLS or (level, name) in _BYPASS_TLS:
+        if size < 0:
+            core.fail(call, EINVAL)
+        elif level == SOL_TLS or (level, name) in _BYPASS_TLS:
             core.refuse(call, endpoint, ENOPROTOOPT, "an option that could bypass TLS is not available")
         elif (level, name) in _UNSUPPORTED:
             core.refuse(call, endpoint, EOPNOTSUPP, "TCP fast open and zero-copy sends are not available for TLS")
-        elif size < 0:
-            core.fail(call, EINVAL)
         elif level != IPPROTO_TLS:
             self._setOther(call, endpoint, sock, level, name, size)
         elif size > MAXIMUM_OPTION_SIZE:
