@@ -219,8 +219,9 @@ static int ssa_give_integer(char __user *value, int __user *size, int integer)
 	return 0;
 }
 
+/* The daemon's answer; instead is given in place of an empty string. */
 static int ssa_get_tls(struct sock *sk, int level, int name, char __user *value, int __user *size,
-		       int room)
+		       int room, const char *instead)
 {
 	struct ssa_event *event;
 	int error;
@@ -236,7 +237,9 @@ static int ssa_get_tls(struct sock *sk, int level, int name, char __user *value,
 	error = ssa_event_post(event);
 	if (!error)
 		error = ssa_event_wait(event);
-	if (!error)
+	if (!error && instead && event->value_size <= 1)
+		error = ssa_give(value, size, room, instead, strlen(instead) + 1);
+	else if (!error)
 		error = ssa_give(value, size, room, event->value, event->value_size);
 	ssa_event_put(event);
 	return error;
@@ -276,14 +279,15 @@ int ssa_getsockopt(struct socket *sock, int level, int name, char __user *value,
 	if (room < 0)
 		return -EINVAL;
 	if (name != TLS_ERROR)
-		return ssa_get_tls(sk, level, name, value, size, room);
+		return ssa_get_tls(sk, level, name, value, size, room, NULL);
 	complaint = ssa_complaint(s);
-	if (complaint)
+	/* Of a connection the daemon's word comes first: it may tell how that ended. */
+	if (complaint && (ssa_state(s) != SSA_ESTABLISHED || ssa_served(s)))
 		error = ssa_give(value, size, room, complaint, strlen(complaint) + 1);
 	else if (!ssa_worker_alive(s->session))
 		error = ssa_give(value, size, room, ssa_gone, sizeof(ssa_gone));
 	else
-		error = ssa_get_tls(sk, level, name, value, size, room);
+		error = ssa_get_tls(sk, level, name, value, size, room, complaint);
 	kfree(complaint);
 	return error;
 }
