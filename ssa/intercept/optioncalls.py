@@ -206,25 +206,38 @@ class OptionCalls:
         room = core.readInteger(call, call.arguments[4])
         if room < 0:
             core.fail(call, EINVAL)
-        elif name == Option.TLS_ERROR and (endpoint.reason or not core.isServed(endpoint)):
-            reason = endpoint.reason or "the daemon that served this socket is gone"
-            self._writeValue(call, endpoint, room, reason.encode("utf-8", "replace") + b"\0")
+        elif name == Option.TLS_ERROR and not core.isServed(endpoint):
+            self._writeReason(call, endpoint, room, endpoint.reason or "the daemon that served this socket is gone")
+        elif name == Option.TLS_ERROR and endpoint.reason and endpoint.state is not State.CONNECTED:
+            self._writeReason(call, endpoint, room, endpoint.reason)
         elif endpoint.refused or not core.isServed(endpoint):
             core.refuse(call, endpoint, endpoint.refused or ENETDOWN, "the daemon does not serve this socket")
         else:
             event = GetsockoptNotify(core.nextEvent(), endpoint.id, IPPROTO_TLS, name)
-            core.ask(event, lambda error, value: self._got(call, endpoint, room, error, value), call=call)
+            instead = endpoint.reason if name == Option.TLS_ERROR else ""
+            core.ask(event, lambda error, value: self._got(call, endpoint, room, error, value, instead), call=call)
 
-    def _got(self, call: Notification, endpoint: Endpoint, room: int, error: int, value: bytes) -> None:
+    def _got(self, call: Notification, endpoint: Endpoint, room: int, error: int, value: bytes, instead: str) -> None:
+        """
+        Give the daemon's answer.
+
+        @param instead: of an empty TLS_ERROR.  Of a connection the daemon's word comes first: it may tell how that ended.
+        """
         if error:
             self._core.fail(call, error)
             return
         try:
-            self._writeValue(call, endpoint, room, value)
+            if instead and len(value) <= 1:
+                self._writeReason(call, endpoint, room, instead)
+            else:
+                self._writeValue(call, endpoint, room, value)
         except Gone:
             return
         except OSError as problem:
             self._core.fail(call, problem.errno or EIO)
+
+    def _writeReason(self, call: Notification, endpoint: Endpoint, room: int, reason: str) -> None:
+        self._writeValue(call, endpoint, room, reason.encode("utf-8", "replace") + b"\0")
 
     def _writeValue(self, call: Notification, endpoint: Endpoint, room: int, value: bytes) -> None:
         """Write the whole value, or say how long it is."""
