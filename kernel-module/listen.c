@@ -51,9 +51,15 @@ int ssa_listen(struct socket *sock, int backlog)
 
 	lock_sock(sk);
 	error = -EINVAL;
-	if (s->state != SSA_NEW && s->state != SSA_LISTEN)
+	if (s->state == SSA_DEAD) {
+		error = ssa_refused(s);
 		goto unlock;
-	error = ssa_served(s);
+	}
+	if (s->state != SSA_NEW && s->state != SSA_LISTEN) {
+		ssa_complain(s, "listen: the socket is connected or connecting");
+		goto unlock;
+	}
+	error = ssa_refused(s);
 	if (error)
 		goto unlock;
 	wanted = min_t(unsigned int, backlog, READ_ONCE(sock_net(sk)->core.sysctl_somaxconn));
@@ -71,9 +77,12 @@ int ssa_listen(struct socket *sock, int backlog)
 	s->backlog = wanted;
 	/* Listens before it is asked for: the daemon's refusal ends it again. */
 	error = READ_ONCE(s->inner->ops)->listen(s->inner, backlog);
-	if (!error) {
+	if (error) {
+		ssa_complain(s, "listen: %pe", ERR_PTR(error));
+	} else {
 		enum ssa_state old = s->state;
 
+		ssa_complain(s, NULL);
 		sk->sk_max_ack_backlog = wanted;
 		sk->sk_state = TCP_LISTEN;
 		ssa_set_state(s, SSA_LISTEN);
@@ -132,6 +141,10 @@ struct sock *ssa_child_new(struct sock *listener, struct file *tcp, struct file 
 	sk->sk_rcvtimeo = listener->sk_rcvtimeo;
 	sk->sk_sndtimeo = listener->sk_sndtimeo;
 	sk->sk_rcvlowat = listener->sk_rcvlowat;
+	/* The inner one's was taken back: the daemon's close must not wait. */
+	sk->sk_lingertime = listener->sk_lingertime;
+	sock_valbool_flag(sk, SOCK_LINGER, sock_flag(listener, SOCK_LINGER));
+	sock_valbool_flag(sk, SOCK_URGINLINE, sock_flag(listener, SOCK_URGINLINE));
 	sk->sk_state = TCP_ESTABLISHED;
 	ssa_set_state(s, SSA_ESTABLISHED);
 	/* It counts for the user of the listener. */

@@ -19,12 +19,10 @@ static int ssa_set_tls(struct sock *sk, int level, int name, const u8 *value, si
 {
 	struct ssa_sock *s = ssa_sk(sk);
 	struct ssa_event *event;
-	int error = ssa_served(s);
+	int error = ssa_refused(s);
 
-	if (error) {
-		ssa_complain(s, "the daemon does not serve this socket: %pe", ERR_PTR(error));
+	if (error)
 		return error;
-	}
 	if (ssa_names_file(name, value, size) && ssa_state(s) == SSA_NEW) {
 		event = ssa_event_of_file(sk, level, name, value, size);
 	} else {
@@ -129,6 +127,9 @@ static int ssa_forbidden(int level, int name)
 		case TCP_QUEUE_SEQ:
 		case TCP_MD5SIG:
 		case TCP_MD5SIG_EXT:
+#ifdef TCP_AO_ADD_KEY
+		case TCP_AO_ADD_KEY:
+#endif
 		case TCP_ZEROCOPY_RECEIVE:
 			return -ENOPROTOOPT;
 		case TCP_FASTOPEN:
@@ -218,8 +219,9 @@ static int ssa_give_integer(char __user *value, int __user *size, int integer)
 	return 0;
 }
 
+/* The daemon's answer; instead is given in place of an empty string. */
 static int ssa_get_tls(struct sock *sk, int level, int name, char __user *value, int __user *size,
-		       int room)
+		       int room, const char *instead)
 {
 	struct ssa_event *event;
 	int error;
@@ -235,7 +237,9 @@ static int ssa_get_tls(struct sock *sk, int level, int name, char __user *value,
 	error = ssa_event_post(event);
 	if (!error)
 		error = ssa_event_wait(event);
-	if (!error)
+	if (!error && instead && event->value_size <= 1)
+		error = ssa_give(value, size, room, instead, strlen(instead) + 1);
+	else if (!error)
 		error = ssa_give(value, size, room, event->value, event->value_size);
 	ssa_event_put(event);
 	return error;
@@ -262,8 +266,8 @@ int ssa_getsockopt(struct socket *sock, int level, int name, char __user *value,
 
 	if (level != IPPROTO_TLS) {
 		error = ssa_forbidden(level, name);
-		if (error)
-			return error == -EOPNOTSUPP ? -ENOPROTOOPT : error;
+		if (error == -ENOPROTOOPT)
+			return error;
 		if (level == SOL_TCP && name == TCP_NODELAY)
 			return ssa_give_integer(value, size, s->nodelay);
 		if (level == SOL_TCP && name == TCP_CORK)
@@ -275,14 +279,15 @@ int ssa_getsockopt(struct socket *sock, int level, int name, char __user *value,
 	if (room < 0)
 		return -EINVAL;
 	if (name != TLS_ERROR)
-		return ssa_get_tls(sk, level, name, value, size, room);
+		return ssa_get_tls(sk, level, name, value, size, room, NULL);
 	complaint = ssa_complaint(s);
-	if (complaint)
+	/* Of a connection the daemon's word comes first: it may tell how that ended. */
+	if (complaint && (ssa_state(s) != SSA_ESTABLISHED || ssa_served(s)))
 		error = ssa_give(value, size, room, complaint, strlen(complaint) + 1);
 	else if (!ssa_worker_alive(s->session))
 		error = ssa_give(value, size, room, ssa_gone, sizeof(ssa_gone));
 	else
-		error = ssa_get_tls(sk, level, name, value, size, room);
+		error = ssa_get_tls(sk, level, name, value, size, room, complaint);
 	kfree(complaint);
 	return error;
 }

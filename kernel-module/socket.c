@@ -331,6 +331,7 @@ void ssa_finish(struct sock *sk, int error)
 	struct ssa_sock *s = ssa_sk(sk);
 
 	ssa_drop_candidates(s);
+	ssa_complain(s, NULL);	/* of a call that was refused meanwhile */
 	if (error) {
 		if (s->spare_file) {
 			fput(s->inner_file);
@@ -510,6 +511,8 @@ static int ssa_bind(struct socket *sock, struct sockaddr *address, int size)
 		 */
 		put_cred(s->binder);
 		s->binder = get_current_cred();
+	} else {
+		ssa_complain(s, "bind: %pe", ERR_PTR(error));
 	}
 	release_sock(sk);
 	return error;
@@ -521,6 +524,16 @@ int ssa_served(const struct ssa_sock *s)
 	if (s->state == SSA_DEAD || !ssa_worker_alive(s->session))
 		return -ENETDOWN;
 	return READ_ONCE(s->refused);
+}
+
+/* The same, and a word for TLS_ERROR. */
+int ssa_refused(struct ssa_sock *s)
+{
+	int error = ssa_served(s);
+
+	if (error)
+		ssa_complain(s, "the daemon does not serve this socket: %pe", ERR_PTR(error));
+	return error;
 }
 
 /*
@@ -601,9 +614,7 @@ static int ssa_connect_start(struct socket *sock, struct sockaddr *address, int 
 	bool named;
 	int error;
 
-	if (size < (int)sizeof(address->sa_family))
-		return -EINVAL;
-	error = ssa_served(s);
+	error = ssa_refused(s);
 	if (error)
 		return error;
 	error = sock_error(sk);		/* of a non-blocking attempt that nobody has asked about */
@@ -645,9 +656,9 @@ static int ssa_connect_start(struct socket *sock, struct sockaddr *address, int 
 	return ssa_await(sock, nonblock);
 }
 
-static bool ssa_unspecified(const struct sockaddr *address, int size)
+static bool ssa_unspecified(const struct sockaddr *address)
 {
-	return size >= (int)sizeof(address->sa_family) && address->sa_family == AF_UNSPEC;
+	return address->sa_family == AF_UNSPEC;
 }
 
 static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, int flags)
@@ -656,10 +667,12 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 	struct ssa_sock *s = ssa_sk(sk);
 	int error;
 
+	if (size < (int)sizeof(address->sa_family))
+		return -EINVAL;
 	lock_sock(sk);
 	switch (s->state) {
 	case SSA_NEW:
-		if (ssa_unspecified(address, size)) {
+		if (ssa_unspecified(address)) {
 			sock_error(sk);
 			sock->state = SS_UNCONNECTED;
 			error = 0;
@@ -668,7 +681,7 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 		}
 		break;
 	case SSA_CONNECTING:
-		if (ssa_unspecified(address, size))
+		if (ssa_unspecified(address))
 			error = -EOPNOTSUPP;
 		else if (flags & O_NONBLOCK)
 			error = -EALREADY;
@@ -678,7 +691,7 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 			error = -EALREADY;
 		break;
 	case SSA_ESTABLISHED:
-		if (ssa_unspecified(address, size)) {
+		if (ssa_unspecified(address)) {
 			error = -EOPNOTSUPP;
 		} else if (sock->state == SS_CONNECTING) {
 			/* as TCP: the first one after the end of an attempt */
@@ -689,10 +702,10 @@ static int ssa_connect(struct socket *sock, struct sockaddr *address, int size, 
 		}
 		break;
 	case SSA_LISTEN:
-		error = -EISCONN;
+		error = ssa_unspecified(address) ? -EOPNOTSUPP : -EISCONN;
 		break;
 	default:
-		error = -ENETDOWN;
+		error = ssa_unspecified(address) ? -EOPNOTSUPP : -ENETDOWN;
 	}
 	release_sock(sk);
 	return error;

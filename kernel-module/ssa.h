@@ -201,6 +201,7 @@ void ssa_fields(struct sock *sk);
 void ssa_graft(struct ssa_sock *s, struct socket *sock);
 void ssa_inherit(struct sock *sk, struct sock *inner);
 int ssa_served(const struct ssa_sock *s);
+int ssa_refused(struct ssa_sock *s);
 void ssa_finish(struct sock *sk, int error);
 void ssa_relay_start(struct ssa_sock *s);
 void ssa_want_space(struct ssa_sock *s);

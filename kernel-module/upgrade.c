@@ -24,6 +24,37 @@ static int ssa_unfit(const struct sock *sk, const struct socket *tcp)
 	return 0;
 }
 
+/*
+ * What there is to say before the descriptor counts: an errno, 0 after a wait for the attempt that
+ * runs, or 1 where a new one may begin.  Under lock_sock.
+ */
+static int ssa_may_upgrade(struct socket *sock, bool nonblock)
+{
+	struct ssa_sock *s = ssa_sk(sock->sk);
+	int error;
+
+	/* the restart of one that a signal has interrupted */
+	if (s->state == SSA_CONNECTING && !nonblock)
+		return ssa_await(sock, false);
+	if (s->state == SSA_CONNECTING) {
+		ssa_complain(s, "TLS_UPGRADE: a handshake is in progress");
+		return -EALREADY;
+	}
+	if (s->state != SSA_NEW) {
+		ssa_complain(s, "TLS_UPGRADE: the socket is connected or listening");
+		return -EISCONN;
+	}
+	error = ssa_refused(s);
+	if (error)
+		return error;
+	if (s->binder) {
+		ssa_complain(s,
+			     "TLS_UPGRADE: the socket is bound; the connection has its own address");
+		return -EINVAL;
+	}
+	return 1;
+}
+
 /* TLS_UPGRADE: a connected TCP socket of the caller becomes the inner one. */
 int ssa_upgrade(struct socket *sock, const u8 *value, size_t size)
 {
@@ -44,6 +75,12 @@ int ssa_upgrade(struct socket *sock, const u8 *value, size_t size)
 		return -EINVAL;
 	}
 	role = upgrade.role;
+	/* Before a look at the descriptor, which may be closed once an attempt runs. */
+	lock_sock(sk);
+	error = ssa_may_upgrade(sock, nonblock);
+	release_sock(sk);
+	if (error <= 0)
+		return error;
 	file = fget(upgrade.fd);
 	if (!file) {
 		ssa_complain(s, "TLS_UPGRADE: %d is no descriptor", upgrade.fd);
@@ -58,13 +95,8 @@ int ssa_upgrade(struct socket *sock, const u8 *value, size_t size)
 	}
 	ssa_complain(s, NULL);
 	lock_sock(sk);
-	/* the restart of one that a signal has interrupted */
-	if (s->state == SSA_CONNECTING) {
-		error = nonblock ? -EALREADY : ssa_await(sock, false);
-		goto unlock;
-	}
-	error = s->state == SSA_NEW ? ssa_served(s) : -EISCONN;
-	if (error)
+	error = ssa_may_upgrade(sock, nonblock);
+	if (error <= 0)
 		goto unlock;
 	locals = ssa_address(sock_from_file(file), false, &local);
 	remotes = ssa_address(sock_from_file(file), true, &remote);
@@ -83,6 +115,7 @@ int ssa_upgrade(struct socket *sock, const u8 *value, size_t size)
 	s->inner_file = get_file(file);
 	s->inner = sock_from_file(file);
 	tcp_sock_set_nodelay(s->inner->sk);
+	sock_error(sk);		/* of a non-blocking attempt that nobody has asked about */
 	sk->sk_state = TCP_SYN_SENT;
 	sock->state = SS_CONNECTING;
 	ssa_set_state(s, SSA_CONNECTING);

@@ -44,6 +44,8 @@ GATE_MARK = IPPROTO_TLS
 SO_MARK = 36
 SOL_TLS = 282
 SO_PROTOCOL = 38
+TCP_REPAIRS = (19, 20, 21, 22, 29)
+"""TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_REPAIR_OPTIONS, TCP_REPAIR_WINDOW."""
 
 _SOCKET_OPTIONS_LIVE = {
     socket.SOL_SOCKET: (
@@ -62,9 +64,11 @@ _SOCKET_OPTIONS_LIVE = {
         socket.TCP_KEEPCNT,
         socket.TCP_USER_TIMEOUT,
         14,  # TCP_MD5SIG
-        19,  # TCP_REPAIR
+        *TCP_REPAIRS,
         socket.TCP_FASTOPEN,
         30,  # TCP_FASTOPEN_CONNECT
+        33,  # TCP_FASTOPEN_KEY
+        34,  # TCP_FASTOPEN_NO_COOKIE
         31,  # TCP_ULP
         32,  # TCP_MD5SIG_EXT
         38,  # TCP_AO_ADD_KEY
@@ -74,7 +78,7 @@ _SOCKET_OPTIONS_LIVE = {
 }
 _SOCKET_OPTIONS_READ = {
     socket.SOL_SOCKET: (socket.SO_ERROR, SO_PROTOCOL, socket.SO_BINDTODEVICE),
-    socket.IPPROTO_TCP: (19, 31, 35),  # TCP_REPAIR, TCP_ULP, TCP_ZEROCOPY_RECEIVE
+    socket.IPPROTO_TCP: (*TCP_REPAIRS, 31, 35),  # TCP_ULP, TCP_ZEROCOPY_RECEIVE
 }
 
 
@@ -218,4 +222,4 @@ def socketGate() -> bytes:
     return b"".join(_INSTRUCTION.pack(*instruction) for instruction in instructions)
 
 
-__all__ = ["GATE_MARK", "SOL_TLS", "SO_PROTOCOL", "Assembler", "seccompFilter", "socketGate"]
+__all__ = ["GATE_MARK", "SOL_TLS", "SO_PROTOCOL", "TCP_REPAIRS", "Assembler", "seccompFilter", "socketGate"]

@@ -56,12 +56,27 @@ _ACCEPTED = (
     (socket.SOL_SOCKET, socket.SO_RCVLOWAT),
     (socket.SOL_SOCKET, socket.SO_RCVTIMEO),
     (socket.SOL_SOCKET, socket.SO_SNDTIMEO),
-    (socket.SOL_SOCKET, _SO_PRIORITY),
+    (socket.SOL_SOCKET, socket.SO_SNDBUF),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+    (socket.IPPROTO_TCP, socket.TCP_CORK),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+    (socket.IPPROTO_TCP, socket.TCP_SYNCNT),
+    (socket.IPPROTO_TCP, socket.TCP_LINGER2),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+    (socket.IPPROTO_IP, socket.IP_TOS),
+    (socket.IPPROTO_IP, socket.IP_TTL),
+    (socket.IPPROTO_IP, _IP_MTU_DISCOVER),
+)
+"""
+What the kernel clones for a TCP connection that is accepted.  It does not clone SO_PRIORITY.  SO_RCVBUF is left out, since a
+window that has been offered cannot be taken back.
+"""
+_ACCEPTED6 = (
+    (socket.IPPROTO_IPV6, socket.IPV6_TCLASS),
+    (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS),
+    (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER),
 )
 
 
@@ -97,10 +112,11 @@ class Defaults:
         return self._inherited[family]
 
     def _read(self, family: int) -> None:
-        options = _EVERY + (_INET6 if family == socket.AF_INET6 else ()) + _BUFFERS
+        isSix = family == socket.AF_INET6
+        options = _EVERY + (_INET6 if isSix else ()) + _BUFFERS
         with self._program(family) as fresh:
             self._carried[family] = _valuesOf(fresh, options)
-            self._inherited[family] = _valuesOf(fresh, _ACCEPTED)
+            self._inherited[family] = _valuesOf(fresh, _ACCEPTED + (_ACCEPTED6 if isSix else ()))
 
 
 def _valuesOf(sock: socket.socket, options: tuple[tuple[int, int], ...]) -> Values:
@@ -124,10 +140,14 @@ def carry(defaults: Defaults, program: socket.socket, real: socket.socket) -> No
         value = get(level, name, _BYTES)
         if value == default or (isBound and (level, name) in _UNTIL_BIND):
             continue
-        if (level, name) in _BUFFERS:
-            real.setsockopt(level, name, int.from_bytes(value, sys.byteorder) // 2)  # the kernel doubles what it is given
-        else:
-            real.setsockopt(level, name, value)
+        _set(real, level, name, value)
+
+
+def _set(sock: socket.socket, level: int, name: int, value: bytes) -> None:
+    if (level, name) in _BUFFERS:
+        sock.setsockopt(level, name, int.from_bytes(value, sys.byteorder) // 2)  # the kernel doubles what it is given
+    else:
+        sock.setsockopt(level, name, value)
 
 
 def inherit(defaults: Defaults, listener: socket.socket, accepted: socket.socket) -> None:
@@ -140,4 +160,6 @@ def inherit(defaults: Defaults, listener: socket.socket, accepted: socket.socket
     for level, name, default in defaults.inherited(listener.family):
         value = get(level, name, _BYTES)
         if value != default:
-            accepted.setsockopt(level, name, value)
+            _set(accepted, level, name, value)
+            if (level, name) == (socket.IPPROTO_IP, socket.IP_TOS):  # which sets SO_PRIORITY too
+                accepted.setsockopt(socket.SOL_SOCKET, _SO_PRIORITY, 0)

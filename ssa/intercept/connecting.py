@@ -223,6 +223,7 @@ class Connecting:
         endpoint.target = target
         endpoint.external, endpoint.remote = local, remote
         endpoint.pid, endpoint.fd = call.pid, call.integer(0)
+        endpoint.error = 0
         endpoint.reason = ""
 
     def _waitOrGo(self, call: Notification, endpoint: Endpoint, sock: socket.socket, blocking: bool) -> None:
@@ -353,6 +354,7 @@ class Connecting:
         core = self._core
         new = endpoint.home.network.program(endpoint.family, back=True)
         inherit(endpoint.home.defaults, sock, new)
+        carry(endpoint.home.defaults, sock, new)
         new.setblocking(os.get_blocking(sock.fileno()))
         for name in os.listdir(f"/proc/{call.pid}/fd"):
             number = int(name)
@@ -434,6 +436,7 @@ class Connecting:
         if dataPath is not DataPath.RELAY:
             raise SSAError(EOPNOTSUPP, "this interceptor has no kTLS data path")
         network = endpoint.home.network
+        endpoint.reason = ""  # of a call that was refused meanwhile: how the attempt ends is newer
         try:
             if isinstance(endpoint.target, HostnameAddress):
                 program = self._core.findAgain(endpoint)
@@ -485,6 +488,7 @@ class Connecting:
         core = self._core
         attempt, endpoint.attempt = endpoint.attempt, None
         endpoint.state = State.NEW
+        endpoint.reason = ""  # as in established
         endpoint.external = endpoint.remote = None
         endpoint.closeReal()
         waiters = core.takeWaiters(endpoint)

@@ -10,7 +10,7 @@ from errno import EINVAL, EIO, EMSGSIZE, ENETDOWN, ENOPROTOOPT, EOPNOTSUPP, ERAN
 
 from ssa.api import IPPROTO_TLS, MAXIMUM_OPTION_SIZE, Option
 from ssa.intercept import linux
-from ssa.intercept.bpf import SO_PROTOCOL, SOL_TLS
+from ssa.intercept.bpf import SO_PROTOCOL, SOL_TLS, TCP_REPAIRS
 from ssa.intercept.caller import readNamedFile
 from ssa.intercept.connecting import Connecting
 from ssa.intercept.core import Core
@@ -32,7 +32,7 @@ _SO_ZEROCOPY = 60
 _LONGEST_SOCKET_OPTION = 256
 _BYPASS_TLS = {
     (socket.IPPROTO_TCP, 14),  # TCP_MD5SIG
-    (socket.IPPROTO_TCP, 19),  # TCP_REPAIR
+    *((socket.IPPROTO_TCP, name) for name in TCP_REPAIRS),
     (socket.IPPROTO_TCP, 31),  # TCP_ULP
     (socket.IPPROTO_TCP, 32),  # TCP_MD5SIG_EXT
     (socket.IPPROTO_TCP, 35),  # TCP_ZEROCOPY_RECEIVE
@@ -42,6 +42,8 @@ _BYPASS_TLS = {
 _UNSUPPORTED = {
     (socket.IPPROTO_TCP, _TCP_FASTOPEN),
     (socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT),
+    (socket.IPPROTO_TCP, 33),  # TCP_FASTOPEN_KEY
+    (socket.IPPROTO_TCP, 34),  # TCP_FASTOPEN_NO_COOKIE
     (socket.SOL_SOCKET, _SO_ZEROCOPY),
 }
 
@@ -59,12 +61,12 @@ class OptionCalls:
         """Set an option of any level."""
         core = self._core
         level, name, size = call.integer(1), call.integer(2), call.integer(4)
-        if level == SOL_TLS or (level, name) in _BYPASS_TLS:
+        if size < 0:
+            core.fail(call, EINVAL)
+        elif level == SOL_TLS or (level, name) in _BYPASS_TLS:
             core.refuse(call, endpoint, ENOPROTOOPT, "an option that could bypass TLS is not available")
         elif (level, name) in _UNSUPPORTED:
             core.refuse(call, endpoint, EOPNOTSUPP, "TCP fast open and zero-copy sends are not available for TLS")
-        elif size < 0:
-            core.fail(call, EINVAL)
         elif level != IPPROTO_TLS:
             self._setOther(call, endpoint, sock, level, name, size)
         elif size > MAXIMUM_OPTION_SIZE:
@@ -204,25 +206,38 @@ class OptionCalls:
         room = core.readInteger(call, call.arguments[4])
         if room < 0:
             core.fail(call, EINVAL)
-        elif name == Option.TLS_ERROR and (endpoint.reason or not core.isServed(endpoint)):
-            reason = endpoint.reason or "the daemon that served this socket is gone"
-            self._writeValue(call, endpoint, room, reason.encode("utf-8", "replace") + b"\0")
+        elif name == Option.TLS_ERROR and not core.isServed(endpoint):
+            self._writeReason(call, endpoint, room, endpoint.reason or "the daemon that served this socket is gone")
+        elif name == Option.TLS_ERROR and endpoint.reason and endpoint.state is not State.CONNECTED:
+            self._writeReason(call, endpoint, room, endpoint.reason)
         elif endpoint.refused or not core.isServed(endpoint):
             core.refuse(call, endpoint, endpoint.refused or ENETDOWN, "the daemon does not serve this socket")
         else:
             event = GetsockoptNotify(core.nextEvent(), endpoint.id, IPPROTO_TLS, name)
-            core.ask(event, lambda error, value: self._got(call, endpoint, room, error, value), call=call)
+            instead = endpoint.reason if name == Option.TLS_ERROR else ""
+            core.ask(event, lambda error, value: self._got(call, endpoint, room, error, value, instead), call=call)
 
-    def _got(self, call: Notification, endpoint: Endpoint, room: int, error: int, value: bytes) -> None:
+    def _got(self, call: Notification, endpoint: Endpoint, room: int, error: int, value: bytes, instead: str) -> None:
+        """
+        Give the daemon's answer.
+
+        @param instead: of an empty TLS_ERROR.  Of a connection the daemon's word comes first: it may tell how that ended.
+        """
         if error:
             self._core.fail(call, error)
             return
         try:
-            self._writeValue(call, endpoint, room, value)
+            if instead and len(value) <= 1:
+                self._writeReason(call, endpoint, room, instead)
+            else:
+                self._writeValue(call, endpoint, room, value)
         except Gone:
             return
         except OSError as problem:
             self._core.fail(call, problem.errno or EIO)
+
+    def _writeReason(self, call: Notification, endpoint: Endpoint, room: int, reason: str) -> None:
+        self._writeValue(call, endpoint, room, reason.encode("utf-8", "replace") + b"\0")
 
     def _writeValue(self, call: Notification, endpoint: Endpoint, room: int, value: bytes) -> None:
         """Write the whole value, or say how long it is."""

@@ -123,7 +123,7 @@ class SeccompFilterTests(SynchronousTestCase):
             (socket.SOL_SOCKET, socket.SO_ERROR),
             (socket.SOL_SOCKET, SO_PROTOCOL),
             (socket.SOL_SOCKET, socket.SO_BINDTODEVICE),
-            (socket.IPPROTO_TCP, 19),
+            *((socket.IPPROTO_TCP, option) for option in (19, 20, 21, 22, 29)),
             (socket.IPPROTO_TCP, 31),
             (socket.IPPROTO_TCP, 35),
         ):
@@ -143,7 +143,8 @@ class SeccompFilterTests(SynchronousTestCase):
             *((IPPROTO_TLS, option) for option in (0, 85, 100, 140, -1)),
             (SOL_TLS, 1),
             *((socket.SOL_SOCKET, option) for option in (socket.SO_KEEPALIVE, socket.SO_LINGER, 60)),
-            *((socket.IPPROTO_TCP, option) for option in (socket.TCP_NODELAY, 14, 19, 23, 30, 31, 32, 38)),
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+            *((socket.IPPROTO_TCP, option) for option in (14, 19, 20, 21, 22, 23, 29, 30, 31, 32, 33, 34, 38)),
             (socket.IPPROTO_IP, socket.IP_TOS),
             (socket.IPPROTO_IPV6, 1),
         ):

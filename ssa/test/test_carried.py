@@ -29,7 +29,7 @@ CARRIED = (
     (socket.IPPROTO_IP, socket.IP_TTL, 33),
     (socket.IPPROTO_IP, socket.IP_TOS, 0x10),
 )
-INHERITED = CARRIED[2:8]
+INHERITED = (CARRIED[2], *CARRIED[4:])
 
 
 class CarriedTests(SynchronousTestCase):
@@ -129,6 +129,28 @@ class CarriedTests(SynchronousTestCase):
             self.assertEqual(accepted.getsockopt(level, name), value, (level, name))
         self.assertTrue(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         self.assertEqual(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16), struct.pack("@ll", 2, 0))
+
+    def test_inheritedSix(self) -> None:
+        listener, accepted = self.new(socket.AF_INET6), self.new(socket.AF_INET6)
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 8)
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 9)
+        inherit(self.defaults, listener, accepted)
+        self.assertEqual(accepted.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS), 8)
+        self.assertEqual(accepted.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS), 9)
+
+    def test_inheritedBuffer(self) -> None:
+        """The kernel doubles what it is given."""
+        listener, accepted = self.new(), self.new()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 30000)
+        inherit(self.defaults, listener, accepted)
+        self.assertEqual(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 60000)
+
+    def test_notInheritedPriority(self) -> None:
+        """The kernel gives an accepted connection the priority 0 (sk_clone_lock)."""
+        listener, accepted = self.new(), self.new()
+        listener.setsockopt(socket.SOL_SOCKET, SO_PRIORITY, 5)
+        inherit(self.defaults, listener, accepted)
+        self.assertEqual(accepted.getsockopt(socket.SOL_SOCKET, SO_PRIORITY), 0)
 
     def test_notInherited(self) -> None:
         """Where the connection is bound is not the listener's to say."""

@@ -269,6 +269,48 @@ class Blocking(_Slow):
         sock.connect(self.server(echo).address)
         self.talk(sock)
 
+    def test_unspecified(self) -> None:
+        """AF_UNSPEC: 0 on a new socket; EOPNOTSUPP on any other, which goes on.  Less than a family: EINVAL."""
+        listener = self.listener()
+        client, server = self.bothEnds()
+        pending = self.clientSocket(flags=socket.SOCK_NONBLOCK)
+        held = self.held()
+        pending.connect_ex(held.address)
+        for title, sock, expected in (
+            ("new", self.clientSocket(), 0),
+            ("connecting", pending, errno.EOPNOTSUPP),
+            ("connected", client, errno.EOPNOTSUPP),
+            ("accepted", server, errno.EOPNOTSUPP),
+            ("listening", listener, errno.EOPNOTSUPP),
+        ):
+            with self.subTest(socket=title):
+                short = ((b"\x02", errno.EINVAL), (b"", errno.EINVAL))
+                for packed, error in ((bytes(16), expected), (bytes(2), expected), *short):
+                    ctypes.set_errno(0)
+                    failed = LIBC.connect(sock.fileno(), packed, len(packed))
+                    self.assertEqual(ctypes.get_errno() if failed else 0, error, packed)
+        client.sendall(b"x")
+        self.assertEqual(server.recv(1), b"x")
+        self.peerTo(listener.getsockname())
+        self.keep(listener.accept()[0])
+        held.release()
+        self.writable(pending)
+        self.talk(pending)
+
+    def test_otherCalls(self) -> None:
+        """bind, listen and accept on a socket that connects or is connected: EINVAL, and it goes on."""
+        held = self.held()
+        pending = self.clientSocket(flags=socket.SOCK_NONBLOCK)
+        self.assertEqual(pending.connect_ex(held.address), errno.EINPROGRESS)
+        for sock in (pending, self.connected()[0], self.accepted()[0]):
+            self.fails(errno.EINVAL, sock.bind, ("127.0.0.1", 0))
+            self.fails(errno.EINVAL, sock.listen)
+            self.fails(errno.EINVAL, sock.accept)
+        held.release()
+        self.writable(pending)
+        self.assertEqual(connectError(pending), 0)
+        self.talk(pending)
+
     def test_listening(self) -> None:
         """EISCONN from connect on a listener, EINVAL from listen on a connection, as TCP."""
         listener = self.listener()

@@ -324,6 +324,47 @@ class Error(OptionCase):
         sock.listen()
         self.assertEqual(self.tlsError(sock), "")
 
+    def test_listenAfterFile(self) -> None:
+        """The same where the failure before it was a file's; and a listen that fails says why itself."""
+        sock = self.tlsSocket()
+        sock.bind(("127.0.0.1", 0))
+        self.sets(errno.ENOENT, sock, Option.TLS_CERTIFICATE_CHAIN, b"/nonexistent")
+        self.fails(errno.ENOKEY, sock.listen)
+        self.assertNotIn("/nonexistent", self.tlsError(sock))
+        self.assertNotEqual(self.tlsError(sock), "")
+        self.certify(sock)
+        self.sets(errno.ENOENT, sock, Option.TLS_CERTIFICATE_CHAIN, b"/nonexistent")
+        sock.listen()
+        self.assertEqual(self.tlsError(sock), "")
+
+    def test_bind(self) -> None:
+        """A bind that fails says why."""
+        listener = self.listener()
+        sock = self.tlsSocket()
+        self.fails(errno.EADDRINUSE, sock.bind, listener.getsockname())
+        self.assertIn("bind", self.tlsError(sock))
+
+    def test_meanwhile(self) -> None:
+        """How an attempt ends is newer than the refusal of a call that came while it ran."""
+        for answer, expected in ((b"", ""), (b"HTTP/1.0 400 what is this?\r\n\r\n", "TLS")):
+            with self.subTest(answer=answer):
+                listener = self.plainListener()
+                sock = self.clientSocket(flags=socket.SOCK_NONBLOCK)
+                self.assertEqual(sock.connect_ex(listener.getsockname()), errno.EINPROGRESS)
+                self.fails(errno.EINVAL, sock.listen)
+                self.fails(errno.EOPNOTSUPP, sock.send, b"x", socket.MSG_OOB)
+                self.assertNotEqual(self.tlsError(sock), "")
+                if answer:
+                    real = self.keep(listener.accept()[0])
+                    self.assertTrue(real.recv(10))
+                    real.sendall(answer)
+                else:
+                    self.peerOf(listener)
+                self.writable(sock)
+                self.assertIn(expected, self.tlsError(sock))
+                self.assertNotIn("MSG_OOB", self.tlsError(sock))
+                self.assertNotIn("listen", self.tlsError(sock))
+
     def test_refusals(self) -> None:
         """Every refusal of an option leaves a line."""
         for title, option, data in (

@@ -59,6 +59,15 @@ class _Ending(PairCase):
         self.assertEqual(received, data)
         self.assertIn("close_notify", self.tlsError(sock))
 
+    def test_reasonAfterRefusal(self) -> None:
+        """TLS_ERROR tells how the connection ended also where a call was refused before that."""
+        sock, peer = self.pair()
+        self.fails(errno.EOPNOTSUPP, sock.send, b"x", socket.MSG_OOB)
+        self.assertIn("MSG_OOB", self.tlsError(sock))
+        peer.truncate()
+        self.fails(errno.ECONNRESET, sock.recv, 10)
+        self.assertIn("close_notify", self.tlsError(sock))
+
     def test_truncatedByClose(self) -> None:
         """The same where the peer closes TCP altogether."""
         sock, peer = self.pair()

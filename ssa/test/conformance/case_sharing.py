@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from ssa.api import IPPROTO_TLS, Option
-from ssa.test.conformance.case import Thread, TLSCase, inOrder
+from ssa.test.conformance.case import Thread, TLSCase, inOrder, text
 from ssa.test.conformance.peers import NAME, SECONDS, echo
 from ssa.test.pki import testCA
 
@@ -319,6 +319,37 @@ class Passed(_Shared):
         pid = self.receiver(use)
         sock = self.clientSocket()
         sock.connect(server.address)
+        self.give(sock)
+        self.reap(pid)
+
+    def test_options(self) -> None:
+        """Options that were set before hold for who receives it, who sets more, of every level; phases are the socket's."""
+        server = self.server(echo)
+
+        def use(sock: socket.socket) -> None:
+            self.assertEqual(text(sock, Option.TLS_REMOTE_HOSTNAME), NAME)
+            self.assertEqual(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1)
+            sock.setsockopt(IPPROTO_TLS, Option.TLS_ALPN, b"h2")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.fails(errno.EINVAL, sock.setsockopt, IPPROTO_TLS, Option.TLS_ALPN, b",")
+            self.assertIn("TLS_ALPN", self.tlsError(sock))
+
+        sock = self.clientSocket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        pid = self.receiver(use)
+        self.give(self.keep(sock.dup()))
+        self.reap(pid)
+        self.assertEqual(text(sock, Option.TLS_ALPN), "h2")
+        self.assertIn("TLS_ALPN", self.tlsError(sock))
+        self.assertNotEqual(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), 0)
+        sock.connect(server.address)
+        self.assertEqual(self.tlsError(sock), "")
+
+        def late(sock: socket.socket) -> None:
+            self.fails(errno.EISCONN, sock.setsockopt, IPPROTO_TLS, Option.TLS_ALPN, b"h2")
+            self.talk(sock)
+
+        pid = self.receiver(late)
         self.give(sock)
         self.reap(pid)
 

@@ -10,14 +10,15 @@ import os
 import select
 import socket
 import struct
+import time
 
 from OpenSSL import SSL
 
 from ssa.api import UPGRADE_FORMAT, Option, Role
-from ssa.test.conformance.case import Thread, number, text, value
+from ssa.test.conformance.case import Thread, epolled, number, text, value
 from ssa.test.conformance.case_connectionoptions import LABEL
 from ssa.test.conformance.case_options import OptionCase, named, rawSet
-from ssa.test.conformance.peers import NAME, Peer, clientContext, echo, serverContext
+from ssa.test.conformance.peers import NAME, SECONDS, Peer, clientContext, echo, serverContext
 from ssa.test.pki import testCA
 
 
@@ -150,6 +151,87 @@ class Upgrade(_Upgrade):
                 self.assertEqual(named(self.upgrade(sock, mine, role)), "EPROTO")
                 self.assertNotEqual(self.tlsError(sock), "")
 
+    def test_edge(self) -> None:
+        """Edge-triggered epoll, registered before the upgrade."""
+        mine, theirs = self.tcp()
+        sock = self.clientSocket(flags=socket.SOCK_NONBLOCK)
+        with epolled(sock, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET) as epoll:
+            epoll.poll(0)  # a new TCP socket says EPOLLOUT | EPOLLHUP
+            self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "EINPROGRESS")
+            securing = Thread(lambda: self.secure(theirs, True))
+            events = 0
+            end = time.monotonic() + SECONDS
+            while not events & select.EPOLLOUT and time.monotonic() < end:
+                for _, event in epoll.poll(0.5):
+                    events |= event
+            self.assertEqual(events, select.EPOLLOUT)
+        self.talk(sock, securing.result())
+
+    def test_sendTimeout(self) -> None:
+        """SO_SNDTIMEO: EINPROGRESS after its time; the handshake goes on, and its end can be waited for."""
+        for role in Role:
+            with self.subTest(role=role):
+                mine, theirs = self.tcp()
+                sock = self.socketFor(role)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 50_000))
+                self.assertEqual(named(self.upgrade(sock, mine, role)), "EINPROGRESS")
+                securing = Thread(lambda role=role, theirs=theirs: self.secure(theirs, role is Role.CLIENT))  # type: ignore[misc]
+                self.writable(sock)
+                self.assertEqual(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
+                self.talk(sock, securing.result())
+
+    def test_pendingError(self) -> None:
+        """An error of a connect that nobody has asked about is not the upgrade's."""
+        closed = self.plainListener()
+        address = closed.getsockname()
+        closed.close()
+        for blocking in (True, False):
+            with self.subTest(blocking=blocking):
+                sock = self.clientSocket(flags=socket.SOCK_NONBLOCK)
+                self.assertIn(sock.connect_ex(address), (errno.EINPROGRESS, errno.ECONNREFUSED))
+                self.writable(sock)
+                mine, theirs = self.tcp()
+                sock.setblocking(blocking)
+                if blocking:
+                    securing = Thread(lambda theirs=theirs: self.secure(theirs, True))  # type: ignore[misc]
+                    self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "success")
+                else:
+                    self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "EINPROGRESS")
+                    self.assertEqual(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
+                    securing = Thread(lambda theirs=theirs: self.secure(theirs, True))  # type: ignore[misc]
+                    self.writable(sock)
+                poll = select.poll()
+                poll.register(sock, select.POLLIN | select.POLLOUT)
+                self.assertEqual(poll.poll(0), [(sock.fileno(), select.POLLOUT)])
+                self.assertEqual(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
+                self.talk(sock, securing.result())
+
+    def test_failure(self) -> None:
+        """A failure on a non-blocking socket: SO_ERROR says why, once; then the socket may connect."""
+        mine, theirs = self.tcp()
+        sock = self.clientSocket(flags=socket.SOCK_NONBLOCK)
+        self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "EINPROGRESS")
+        self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "EALREADY")
+        theirs.sendall(b"500 what do you mean? " * 10)
+        self.writable(sock)
+        self.assertEqual(named(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)), "EPROTO")
+        self.assertEqual(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
+        self.assertIn("TLS", self.tlsError(sock))
+        self.assertNotIn("in progress", self.tlsError(sock))
+        sock.setblocking(True)
+        sock.connect(self.server(echo).address)
+        self.assertEqual(self.tlsError(sock), "")
+
+    def test_child(self) -> None:
+        """A child upgrades a socket and a connection that it has inherited; its parent goes on with it."""
+        mine, theirs = self.tcp()
+        securing = Thread(lambda: self.secure(theirs, True))
+        sock = self.clientSocket()
+        self.reap(self.child(lambda: self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "success")))
+        mine.close()
+        self.sets(errno.EISCONN, sock, Option.TLS_ALPN, b"h2")
+        self.talk(sock, securing.result())
+
     def test_noCertificate(self) -> None:
         """A server without a certificate: ENOKEY."""
         mine, _ = self.tcp()
@@ -183,6 +265,37 @@ class Upgrade(_Upgrade):
                 self.assertIn(named(error), expected)
                 self.assertNotEqual(self.tlsError(sock), "")
         sock.connect(self.server(echo).address)
+
+    def test_otherFamily(self) -> None:
+        """A connection of the other address family: EAFNOSUPPORT; it is left alone."""
+        for host, family in (("127.0.0.1", socket.AF_INET6), ("::1", socket.AF_INET)):
+            with self.subTest(host=host):
+                mine, theirs = self.tcp(host)
+                sock = self.clientSocket(family)
+                self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "EAFNOSUPPORT")
+                self.assertNotEqual(self.tlsError(sock), "")
+                mine.sendall(b"still plain")
+                self.assertEqual(theirs.recv(20), b"still plain")
+
+    def test_bound(self) -> None:
+        """A socket that is bound: EINVAL, since the connection has its own address; it may still connect."""
+        mine, theirs = self.tcp()
+        sock = self.clientSocket()
+        sock.bind(("127.0.0.1", 0))
+        self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "EINVAL")
+        self.assertIn("bound", self.tlsError(sock))
+        mine.sendall(b"still plain")
+        self.assertEqual(theirs.recv(20), b"still plain")
+        sock.connect(self.server(echo).address)
+
+    def test_stateFirst(self) -> None:
+        """EISCONN and EALREADY whatever the descriptor: the old one may be closed once an attempt runs."""
+        client, server = self.bothEnds()
+        with self.phases() as phases:
+            for title, sock in [*phases, ("connected", client), ("accepted", server)]:
+                with self.subTest(socket=title):
+                    error = rawSet(sock, Option.TLS_UPGRADE, struct.pack(UPGRADE_FORMAT, -1, 0))
+                    self.assertEqual(named(error), "EALREADY" if title == "connecting" else "EISCONN")
 
     def test_tooLate(self) -> None:
         """On listeners and connections: EISCONN, and the TCP connection is left alone."""
