@@ -75,6 +75,10 @@ class _Exchange:
         self.timer = self._protocol._clock.callLater(self.timeout, self._timedOut)
 
     def _timedOut(self) -> None:
+        # A reactor does what is due before it reads: where the process was stopped, the answer may be there already.
+        self.timer = self._protocol._clock.callLater(0, self._giveUp)
+
+    def _giveUp(self) -> None:
         self.timer = None
         self._protocol._abandon(self)
         self.done.errback(RequestTimedOut(f"no answer within {self.timeout} s"))

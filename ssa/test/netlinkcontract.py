@@ -119,6 +119,10 @@ class NetlinkContract(TestCase):
         """Let the reactor do what it has to do now."""
         raise NotImplementedError
 
+    def stall(self, seconds: float) -> None:
+        """Let time pass in which the reactor does nothing."""
+        raise NotImplementedError
+
     def listen(self, **options: Any) -> tuple[NetlinkPort, Listener]:
         """A port that listens until the end of the test."""
         protocol = Listener(self.reactor)
@@ -223,6 +227,18 @@ class NetlinkContract(TestCase):
             self.assertEqual((reply.type, reply.flags), (GENL_ID_CTRL, 0))
         await self.turn()
         self.assertEqual(protocol.refused.total(), 0)
+
+    @driven
+    async def test_stoppedMeanwhile(self) -> None:
+        """A process that was stopped for longer than a request may take finds the answer, which has come meanwhile."""
+        _, protocol = self.listen()
+        for begin in (
+            lambda: protocol.request(GENL_ID_CTRL, GET_CONTROL, timeout=0.01),
+            lambda: protocol.dump(GENL_ID_CTRL, GET, timeout=0.01),
+        ):
+            asked = begin()
+            self.stall(0.02)
+            await asked
 
     @driven
     async def test_many(self) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -32,6 +33,9 @@ class MemoryTests(NetlinkContract):
     async def turn(self) -> None:
         await deferLater(self.reactor, 0)
 
+    def stall(self, seconds: float) -> None:
+        self.reactor.rightNow += seconds
+
     def spoof(self, port: NetlinkPort, data: bytes) -> None:
         self.kernel.socketOf(port).deliver(data, sender=4242)
 
@@ -50,6 +54,9 @@ class RealTests(NetlinkContract):
 
     async def turn(self) -> None:
         await deferLater(self.reactor, 0.001)
+
+    def stall(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def spoof(self, port: NetlinkPort, data: bytes) -> None:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC) as other:
