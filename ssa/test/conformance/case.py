@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import select
+import signal
 import socket
 import threading
 import time
@@ -205,6 +206,29 @@ class TLSCase(unittest.TestCase):
     def writable(self, thing: Any, seconds: float = SECONDS) -> None:
         """Wait until it is writable."""
         self.assertTrue(select.select([], [thing], [], seconds)[1], "does not become writable")
+
+    signals = 0
+    """How many signals of L{interrupt} have come."""
+
+    def interrupt(self, seconds: float, restart: bool) -> None:
+        """
+        Let a signal come to this thread in so many seconds.
+
+        @param restart: with SA_RESTART.
+        """
+
+        def note(*_: object) -> None:
+            self.signals += 1
+
+        previous = signal.signal(signal.SIGUSR1, note)
+        self.addCleanup(signal.signal, signal.SIGUSR1, previous)
+        signal.siginterrupt(signal.SIGUSR1, not restart)
+
+        def send() -> None:
+            time.sleep(seconds)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+        self.addCleanup(Thread(send).result)
 
     def eventually(self, question: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
         """Ask until the answer is yes."""

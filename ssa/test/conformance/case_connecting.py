@@ -156,9 +156,9 @@ class Blocking(_Slow):
         """A signal: EINTR, the attempt goes on; poll tells the end."""
         server = self.slow()
         sock = self.clientSocket()
-        self.disturb(restart=False)
+        self.interrupt(DELAY / 3, restart=False)
         self.assertEqual(rawConnect(sock, server.address), errno.EINTR)
-        self.assertEqual(self.seen, 1)
+        self.assertEqual(self.signals, 1)
         sock.setblocking(False)
         self.assertEqual(rawConnect(sock, server.address), errno.EALREADY)
         self.writable(sock)
@@ -170,28 +170,10 @@ class Blocking(_Slow):
         """A signal with SA_RESTART: the call goes on to its end."""
         server = self.slow()
         sock = self.clientSocket()
-        self.disturb(restart=True)
+        self.interrupt(DELAY / 3, restart=True)
         self.assertEqual(rawConnect(sock, server.address), 0)
-        self.assertEqual(self.seen, 1)
+        self.assertEqual(self.signals, 1)
         self.talk(sock)
-
-    seen = 0
-
-    def disturb(self, restart: bool) -> None:
-        """Let a signal come to this thread soon."""
-
-        def note(*_: object) -> None:
-            self.seen += 1
-
-        previous = signal.signal(signal.SIGUSR1, note)
-        self.addCleanup(signal.signal, signal.SIGUSR1, previous)
-        signal.siginterrupt(signal.SIGUSR1, not restart)
-
-        def send() -> None:
-            time.sleep(DELAY / 3)
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-
-        self.addCleanup(Thread(send).result)
 
     def test_threads(self) -> None:
         """Many threads connect at a time."""

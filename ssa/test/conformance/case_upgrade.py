@@ -180,6 +180,35 @@ class Upgrade(_Upgrade):
                 self.assertEqual(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
                 self.talk(sock, securing.result())
 
+    def test_interrupted(self) -> None:
+        """A signal: EINTR, the handshake goes on; poll tells the end."""
+        mine, theirs = self.tcp()
+        sock = self.clientSocket()
+        self.interrupt(0.1, restart=False)
+        self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "EINTR")
+        self.assertEqual(self.signals, 1)
+        sock.setblocking(False)
+        self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "EALREADY")
+        securing = Thread(lambda: self.secure(theirs, True))
+        self.writable(sock)
+        self.assertEqual(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
+        self.talk(sock, securing.result())
+
+    def test_restarted(self) -> None:
+        """A signal with SA_RESTART: the call goes on to its end."""
+        mine, theirs = self.tcp()
+        sock = self.clientSocket()
+        self.interrupt(0.1, restart=True)
+
+        def late() -> Peer:
+            time.sleep(0.5)
+            return self.secure(theirs, True)
+
+        securing = Thread(late)
+        self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "success")
+        self.assertEqual(self.signals, 1)
+        self.talk(sock, securing.result())
+
     def test_pendingError(self) -> None:
         """An error of a connect that nobody has asked about is not the upgrade's."""
         closed = self.plainListener()
