@@ -142,6 +142,12 @@ class Session:
                 stream.close()
 
 
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal: proc_pid_status(5), SigCgt."""
+    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 def _answers(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         return probe.connect_ex(path) == 0
@@ -171,7 +177,7 @@ class SessionTestCase(SynchronousTestCase):
 
     def startDaemon(self, *options: str, log: str = "-") -> subprocess.Popen[bytes]:
         """
-        Start C{twistd ssa}; returns when it listens at C{socketPath}.
+        Start C{twistd ssa}; returns when it listens at C{socketPath}, and stops as it should on SIGTERM.
 
         @param options: of its command line.
         @param log: the file for its warnings and errors.
@@ -188,7 +194,7 @@ class SessionTestCase(SynchronousTestCase):
 
         self.addCleanup(stop)
         end = time.monotonic() + DEADLINE
-        while not _answers(self.socketPath):
+        while not (_answers(self.socketPath) and _catches(process.pid, signal.SIGTERM)):
             if time.monotonic() > end:
                 raise AssertionError("the daemon does not listen")
             select.select([], [], [], 0.01)
