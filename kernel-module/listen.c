@@ -137,6 +137,10 @@ struct sock *ssa_child_new(struct sock *listener, struct file *tcp, struct file 
 	s->nodelay = parent->nodelay;
 	s->cork = parent->cork;
 	ssa_apply_delays(s);
+	/* Chosen since listen: 6.1 does not tell of it, so the listener's inner one may not know. */
+	lock_sock(s->inner->sk);
+	ssa_carry_buffers(listener, s->inner->sk);
+	release_sock(s->inner->sk);
 	ssa_inherit(sk, s->inner->sk);
 	sk->sk_rcvtimeo = listener->sk_rcvtimeo;
 	sk->sk_sndtimeo = listener->sk_sndtimeo;

@@ -62,6 +62,19 @@ void ssa_graft(struct ssa_sock *s, struct socket *sock)
 	ssa_want_socket_options(sock);
 }
 
+/* The sizes that a program has chosen.  Under lock_sock of the inner one. */
+void ssa_carry_buffers(struct sock *sk, struct sock *inner)
+{
+	if (sk->sk_userlocks & SOCK_SNDBUF_LOCK) {
+		inner->sk_sndbuf = sk->sk_sndbuf;
+		inner->sk_userlocks |= SOCK_SNDBUF_LOCK;
+	}
+	if (sk->sk_userlocks & SOCK_RCVBUF_LOCK) {
+		inner->sk_rcvbuf = sk->sk_rcvbuf;
+		inner->sk_userlocks |= SOCK_RCVBUF_LOCK;
+	}
+}
+
 /*
  * SOL_SOCKET options live in the outer sock, since the core sets them there.  Copy them to an inner
  * one before it is used, and at the end.
@@ -79,14 +92,7 @@ void ssa_carry_to(struct sock *sk, struct sock *inner)
 	inner->sk_lingertime = sk->sk_lingertime;
 	sock_valbool_flag(inner, SOCK_LINGER, sock_flag(sk, SOCK_LINGER));
 	sock_valbool_flag(inner, SOCK_LOCALROUTE, sock_flag(sk, SOCK_LOCALROUTE));
-	if (sk->sk_userlocks & SOCK_SNDBUF_LOCK) {
-		inner->sk_sndbuf = sk->sk_sndbuf;
-		inner->sk_userlocks |= SOCK_SNDBUF_LOCK;
-	}
-	if (sk->sk_userlocks & SOCK_RCVBUF_LOCK) {
-		inner->sk_rcvbuf = sk->sk_rcvbuf;
-		inner->sk_userlocks |= SOCK_RCVBUF_LOCK;
-	}
+	ssa_carry_buffers(sk, inner);
 	if (inner->sk_prot->keepalive && keepalive != sock_flag(inner, SOCK_KEEPOPEN))
 		inner->sk_prot->keepalive(inner, keepalive);
 	sock_valbool_flag(inner, SOCK_KEEPOPEN, keepalive);

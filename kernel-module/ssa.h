@@ -199,6 +199,7 @@ struct sock *ssa_get(u64 id);
 int ssa_publish(struct sock *sk);
 void ssa_fields(struct sock *sk);
 void ssa_graft(struct ssa_sock *s, struct socket *sock);
+void ssa_carry_buffers(struct sock *sk, struct sock *inner);
 void ssa_inherit(struct sock *sk, struct sock *inner);
 int ssa_served(const struct ssa_sock *s);
 int ssa_refused(struct ssa_sock *s);
