@@ -137,7 +137,7 @@ struct sock *ssa_child_new(struct sock *listener, struct file *tcp, struct file 
 	s->nodelay = parent->nodelay;
 	s->cork = parent->cork;
 	ssa_apply_delays(s);
-	/* Chosen since listen: 6.1 does not tell of it, so the listener's inner one may not know. */
+	/* Chosen since listen: 6.1 does not tell of that, so the listener's own may not know. */
 	lock_sock(s->inner->sk);
 	ssa_carry_buffers(listener, s->inner->sk);
 	release_sock(s->inner->sk);
