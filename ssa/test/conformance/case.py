@@ -356,3 +356,13 @@ def pattern(size: int, seed: int = 0) -> bytes:
 
         return random.Random(seed).randbytes(size)
     return block[:size]
+
+
+def edges(epoll: select.epoll, wanted: int) -> int:
+    """What an edge-triggered epoll instance tells of one socket, all in one, until it has told what is wanted."""
+    events = 0
+    end = time.monotonic() + SECONDS
+    while not events & wanted and time.monotonic() < end:
+        for _, event in epoll.poll(0.5):
+            events |= event
+    return events

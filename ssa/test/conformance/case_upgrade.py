@@ -15,10 +15,10 @@ import time
 from OpenSSL import SSL
 
 from ssa.api import UPGRADE_FORMAT, Option, Role
-from ssa.test.conformance.case import Thread, epolled, number, text, value
+from ssa.test.conformance.case import Thread, edges, epolled, number, text, value
 from ssa.test.conformance.case_connectionoptions import LABEL
 from ssa.test.conformance.case_options import OptionCase, named, rawSet
-from ssa.test.conformance.peers import NAME, SECONDS, Peer, clientContext, echo, serverContext
+from ssa.test.conformance.peers import NAME, Peer, clientContext, echo, serverContext
 from ssa.test.pki import testCA
 
 
@@ -159,12 +159,7 @@ class Upgrade(_Upgrade):
             epoll.poll(0)  # a new TCP socket says EPOLLOUT | EPOLLHUP
             self.assertEqual(named(self.upgrade(sock, mine, Role.CLIENT)), "EINPROGRESS")
             securing = Thread(lambda: self.secure(theirs, True))
-            events = 0
-            end = time.monotonic() + SECONDS
-            while not events & select.EPOLLOUT and time.monotonic() < end:
-                for _, event in epoll.poll(0.5):
-                    events |= event
-            self.assertEqual(events, select.EPOLLOUT)
+            self.assertEqual(edges(epoll, select.EPOLLOUT), select.EPOLLOUT)
         self.talk(sock, securing.result())
 
     def test_sendTimeout(self) -> None:
