@@ -44,8 +44,31 @@ GATE_MARK = IPPROTO_TLS
 SO_MARK = 36
 SOL_TLS = 282
 SO_PROTOCOL = 38
-TCP_REPAIRS = (19, 20, 21, 22, 29)
+_TCP_REPAIRS = (19, 20, 21, 22, 29)
 """TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_REPAIR_OPTIONS, TCP_REPAIR_WINDOW."""
+
+BYPASS_TLS = {
+    socket.IPPROTO_TCP: (
+        14,  # TCP_MD5SIG
+        *_TCP_REPAIRS,
+        31,  # TCP_ULP
+        32,  # TCP_MD5SIG_EXT
+        35,  # TCP_ZEROCOPY_RECEIVE
+        38,  # TCP_AO_ADD_KEY
+    ),
+    socket.IPPROTO_IPV6: (1,),  # IPV6_ADDRFORM
+}
+"""Options by which a program could pass TLS by: setting them is refused."""
+UNSUPPORTED = {
+    socket.SOL_SOCKET: (60,),  # SO_ZEROCOPY
+    socket.IPPROTO_TCP: (
+        socket.TCP_FASTOPEN,
+        30,  # TCP_FASTOPEN_CONNECT
+        33,  # TCP_FASTOPEN_KEY
+        34,  # TCP_FASTOPEN_NO_COOKIE
+    ),
+}
+"""Options that TLS sockets do not have: setting them is refused."""
 
 _SOCKET_OPTIONS_LIVE = {
     socket.SOL_SOCKET: (
@@ -55,7 +78,7 @@ _SOCKET_OPTIONS_LIVE = {
         socket.SO_SNDBUF,
         socket.SO_RCVBUF,
         socket.SO_BINDTODEVICE,
-        60,  # SO_ZEROCOPY
+        *UNSUPPORTED[socket.SOL_SOCKET],
     ),
     socket.IPPROTO_TCP: (
         socket.TCP_NODELAY,
@@ -63,22 +86,15 @@ _SOCKET_OPTIONS_LIVE = {
         socket.TCP_KEEPINTVL,
         socket.TCP_KEEPCNT,
         socket.TCP_USER_TIMEOUT,
-        14,  # TCP_MD5SIG
-        *TCP_REPAIRS,
-        socket.TCP_FASTOPEN,
-        30,  # TCP_FASTOPEN_CONNECT
-        33,  # TCP_FASTOPEN_KEY
-        34,  # TCP_FASTOPEN_NO_COOKIE
-        31,  # TCP_ULP
-        32,  # TCP_MD5SIG_EXT
-        38,  # TCP_AO_ADD_KEY
+        *BYPASS_TLS[socket.IPPROTO_TCP],
+        *UNSUPPORTED[socket.IPPROTO_TCP],
     ),
     socket.IPPROTO_IP: (socket.IP_TOS, socket.IP_TTL),
-    socket.IPPROTO_IPV6: (socket.IPV6_TCLASS, socket.IPV6_UNICAST_HOPS, 1),  # 1: IPV6_ADDRFORM
+    socket.IPPROTO_IPV6: (socket.IPV6_TCLASS, socket.IPV6_UNICAST_HOPS, *BYPASS_TLS[socket.IPPROTO_IPV6]),
 }
 _SOCKET_OPTIONS_READ = {
     socket.SOL_SOCKET: (socket.SO_ERROR, SO_PROTOCOL, socket.SO_BINDTODEVICE),
-    socket.IPPROTO_TCP: (*TCP_REPAIRS, 31, 35),  # TCP_ULP, TCP_ZEROCOPY_RECEIVE
+    socket.IPPROTO_TCP: (*_TCP_REPAIRS, 31, 35),  # TCP_ULP, TCP_ZEROCOPY_RECEIVE
 }
 
 
@@ -222,4 +238,13 @@ def socketGate() -> bytes:
     return b"".join(_INSTRUCTION.pack(*instruction) for instruction in instructions)
 
 
-__all__ = ["GATE_MARK", "SOL_TLS", "SO_PROTOCOL", "TCP_REPAIRS", "Assembler", "seccompFilter", "socketGate"]
+__all__ = [
+    "BYPASS_TLS",
+    "GATE_MARK",
+    "SOL_TLS",
+    "SO_PROTOCOL",
+    "UNSUPPORTED",
+    "Assembler",
+    "seccompFilter",
+    "socketGate",
+]

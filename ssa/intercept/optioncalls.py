@@ -10,7 +10,7 @@ from errno import EINVAL, EIO, EMSGSIZE, ENETDOWN, ENOPROTOOPT, EOPNOTSUPP, ERAN
 
 from ssa.api import IPPROTO_TLS, MAXIMUM_OPTION_SIZE, Option
 from ssa.intercept import linux
-from ssa.intercept.bpf import SO_PROTOCOL, SOL_TLS, TCP_REPAIRS
+from ssa.intercept.bpf import BYPASS_TLS, SO_PROTOCOL, SOL_TLS, UNSUPPORTED
 from ssa.intercept.caller import readNamedFile
 from ssa.intercept.connecting import Connecting
 from ssa.intercept.core import Core
@@ -26,26 +26,7 @@ _NAMES_FILES = {
 """The options whose value may be a path, and whether it may be a directory's."""
 
 _PEM = b"-----BEGIN"
-_TCP_FASTOPEN = 23
-_TCP_FASTOPEN_CONNECT = 30
-_SO_ZEROCOPY = 60
 _LONGEST_SOCKET_OPTION = 256
-_BYPASS_TLS = {
-    (socket.IPPROTO_TCP, 14),  # TCP_MD5SIG
-    *((socket.IPPROTO_TCP, name) for name in TCP_REPAIRS),
-    (socket.IPPROTO_TCP, 31),  # TCP_ULP
-    (socket.IPPROTO_TCP, 32),  # TCP_MD5SIG_EXT
-    (socket.IPPROTO_TCP, 35),  # TCP_ZEROCOPY_RECEIVE
-    (socket.IPPROTO_TCP, 38),  # TCP_AO_ADD_KEY
-    (socket.IPPROTO_IPV6, 1),  # IPV6_ADDRFORM
-}
-_UNSUPPORTED = {
-    (socket.IPPROTO_TCP, _TCP_FASTOPEN),
-    (socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT),
-    (socket.IPPROTO_TCP, 33),  # TCP_FASTOPEN_KEY
-    (socket.IPPROTO_TCP, 34),  # TCP_FASTOPEN_NO_COOKIE
-    (socket.SOL_SOCKET, _SO_ZEROCOPY),
-}
 
 
 class OptionCalls:
@@ -63,9 +44,9 @@ class OptionCalls:
         level, name, size = call.integer(1), call.integer(2), call.integer(4)
         if size < 0:
             core.fail(call, EINVAL)
-        elif level == SOL_TLS or (level, name) in _BYPASS_TLS:
+        elif level == SOL_TLS or name in BYPASS_TLS.get(level, ()):
             core.refuse(call, endpoint, ENOPROTOOPT, "an option that could bypass TLS is not available")
-        elif (level, name) in _UNSUPPORTED:
+        elif name in UNSUPPORTED.get(level, ()):
             core.refuse(call, endpoint, EOPNOTSUPP, "TCP fast open and zero-copy sends are not available for TLS")
         elif level != IPPROTO_TLS:
             self._setOther(call, endpoint, sock, level, name, size)
