@@ -65,7 +65,7 @@ int ssa_upgrade(struct socket *sock, const u8 *value, size_t size)
 	struct sock *sk = sock->sk;
 	struct ssa_sock *s = ssa_sk(sk);
 	u8 blocking = !nonblock, role;
-	struct file *file;
+	struct file *file = NULL;
 	int error, locals, remotes;
 
 	memcpy(&upgrade, value, min(size, sizeof(upgrade)));
@@ -75,29 +75,25 @@ int ssa_upgrade(struct socket *sock, const u8 *value, size_t size)
 		return -EINVAL;
 	}
 	role = upgrade.role;
-	/* Before a look at the descriptor, which may be closed once an attempt runs. */
 	lock_sock(sk);
+	/* Before a look at the descriptor, which may be closed once an attempt runs. */
 	error = ssa_may_upgrade(sock, nonblock);
-	release_sock(sk);
 	if (error <= 0)
-		return error;
+		goto unlock;
 	file = fget(upgrade.fd);
 	if (!file) {
 		ssa_complain(s, "TLS_UPGRADE: %d is no descriptor", upgrade.fd);
-		return -EBADF;
+		error = -EBADF;
+		goto unlock;
 	}
 	error = ssa_unfit(sk, sock_from_file(file));
 	if (error) {
 		ssa_complain(s,
 			     "TLS_UPGRADE: no connected TCP socket of this family and namespace: %pe",
 			     ERR_PTR(error));
-		goto put;
+		goto unlock;
 	}
 	ssa_complain(s, NULL);
-	lock_sock(sk);
-	error = ssa_may_upgrade(sock, nonblock);
-	if (error <= 0)
-		goto unlock;
 	locals = ssa_address(sock_from_file(file), false, &local);
 	remotes = ssa_address(sock_from_file(file), true, &remote);
 	error = min(min(locals, remotes), 0);
@@ -129,7 +125,7 @@ unlock:
 	release_sock(sk);
 	if (!IS_ERR_OR_NULL(event))
 		ssa_event_put(event);
-put:
-	fput(file);
+	if (file)
+		fput(file);
 	return error;
 }
